@@ -1,0 +1,1 @@
+"""The only code that creates resources. Components never read configuration."""

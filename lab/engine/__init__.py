@@ -1,0 +1,1 @@
+"""The Pulumi command line and its parts, for where none of it can be downloaded."""

@@ -1,0 +1,1 @@
+"""Pure texts, from settings and plan: what machines are given. Sees no Pulumi, touches nothing."""

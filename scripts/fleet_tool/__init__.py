@@ -1,0 +1,1 @@
+"""scripts/fleet: what the fleets do now (status), and what they left behind (orphans)."""

@@ -1,0 +1,216 @@
+"""User-data: what a member is born with, its size and what must not be in it."""
+
+import ast
+import base64
+import gzip
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import settings
+from plan.derivation import encode, fleet_seed
+from plan.keys import slot_keys
+from plan.names import fleet_names
+from render.member import (
+    LIMIT_BYTES,
+    SCRIPTS,
+    join_facts,
+    pack,
+    user_data,
+    without_explanations,
+)
+from settings import ROOT, Settings, SettingsError
+from tests.unit.samples import SEED, container_workload, mesh_of, sample, sample_data
+
+
+def rendered(of: Settings) -> str:
+    mesh = mesh_of(of)
+    plan = mesh.fleet("frankfurt")
+    return user_data(
+        facts=join_facts(mesh, hub_public_key="HUBKEY="),
+        fleet=of.fleets["frankfurt"],
+        plan=plan,
+        names=fleet_names("fortress-and-fleet", "prod", "frankfurt", plan.generation),
+        group_name="fortress-prod-frankfurt",
+        launch_hook="joined",
+        terminate_hook="left",
+        workload=of.workload,
+        database=of.database,
+        secrets_version=1,
+    )
+
+
+def unpacked(text: str) -> dict[str, Any]:
+    document = gzip.decompress(base64.b64decode(text, validate=True)).decode()
+    first, rest = document.split("\n", 1)
+    assert first == "#cloud-config"
+    return dict(json.loads(rest))
+
+
+def files_of(of: Settings) -> dict[str, str]:
+    return {file["path"]: file["content"] for file in unpacked(rendered(of))["write_files"]}
+
+
+def test_equal_settings_make_equal_user_data_below_the_limit() -> None:
+    assert rendered(sample()) == rendered(sample())
+    assert len(base64.b64decode(rendered(sample()))) <= LIMIT_BYTES
+
+
+def test_every_script_compiles_and_is_the_one_of_the_repository_but_for_its_explanations() -> None:
+    files = files_of(sample())
+    for name in (*(f"scripts/node/{script}.py" for script in SCRIPTS), "plan/derivation.py"):
+        where = name.removeprefix("scripts/node/")
+        shipped = files[f"/usr/local/lib/fortress/node/{where}"]
+        original = ast.parse((ROOT / name).read_text())
+        for node in ast.walk(original):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
+                node
+            ):
+                node.body = node.body[1:] or [ast.Pass()]
+        assert ast.dump(ast.parse(shipped)) == ast.dump(original), name
+
+
+def test_explanations_are_left_out_and_nothing_else() -> None:
+    source = '''"""Module.
+
+Long.
+"""
+# reason
+LINK = "a # b"  # why
+
+
+class Failure(Exception):
+    """Only this."""
+
+
+def double(value: int) -> int:
+    """Twice."""
+    text = """kept
+# kept too"""
+    return 2 * value  # noqa
+'''
+    assert without_explanations(source) == (
+        'LINK = "a # b"\nclass Failure(Exception):\n    pass\ndef double(value: int) -> int:\n'
+        '    text = """kept\n# kept too"""\n    return 2 * value\n'
+    )
+
+
+def test_no_secret_is_in_it() -> None:
+    text = gzip.decompress(base64.b64decode(rendered(sample()))).decode()
+    mesh = mesh_of(sample())
+    secrets = [encode(SEED), encode(fleet_seed(SEED, "frankfurt", 0))]
+    secrets += [keys.preshared_key for keys in slot_keys(SEED, mesh.slots).values()]
+    assert not [secret for secret in secrets if secret in text]
+    assert "PGPASSWORD=" not in text
+
+
+def test_members_claim_only_slots_of_their_own_generation() -> None:
+    data = sample_data()
+    data["fleets"]["frankfurt"]["generation"] = 3
+    facts = json.loads(files_of(settings.validate(data))["/etc/fortress/member.json"])
+    assert facts["slot_name"].format(facts["first_index"]) == "frankfurt-3-00"
+    assert facts["first_address"] == "10.100.0.96"
+    assert facts["slot_count"] == 31 or facts["slot_count"] == 32
+    assert facts["seed_parameter"].endswith("/generation-3/seed")
+
+
+def test_its_size_does_not_depend_on_the_number_of_slots() -> None:
+    data = sample_data()
+    data["mesh"] = {"range": "10.100.0.0/16"}
+    data["fleets"]["frankfurt"].update({"block": "10.100.128.0/17", "max-size": 10000})
+    assert len(rendered(settings.validate(data))) < len(rendered(sample())) + 200
+
+
+def test_output_of_the_workload_is_kept_only_when_asked_for() -> None:
+    unit = "/etc/systemd/system/fortress-workload.service"
+    assert "StandardOutput=null" in files_of(sample())[unit]
+    data = sample_data()
+    data["workload"]["log-output"] = True
+    assert "StandardOutput=null" not in files_of(settings.validate(data))[unit]
+
+
+def test_a_container_gets_its_variables_by_name() -> None:
+    data = sample_data()
+    data["workload"] = container_workload()
+    files = files_of(settings.validate(data))
+    unit = files["/etc/systemd/system/fortress-workload.service"]
+    (start,) = [line for line in unit.splitlines() if line.startswith("ExecStart=")]
+    assert start.endswith("localhost/greeter:1.0")
+    assert "--env GREETING " in start
+    assert "--env PGPASSWORD " in start
+    assert "god dag" not in start
+    assert "--log-driver none" in start
+    assert not [path for path in files if path.startswith("/usr/local/lib/fortress/workload/")]
+
+
+def test_too_much_is_refused_with_the_size_and_what_is_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("install", "start"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+    (tmp_path / "page.html").write_text("".join(f"{number * 7919:x}" for number in range(9000)))
+    data = sample_data()
+    data["workload"]["directory"] = str(tmp_path)
+    with pytest.raises(SettingsError, match=r"fleet frankfurt has \d+ bytes .*page\.html \d+"):
+        rendered(settings.validate(data))
+
+
+def test_nobody_can_log_in_and_only_the_edge_reaches_the_workload() -> None:
+    document = unpacked(rendered(sample()))
+    assert document["users"] == []
+    rules = files_of(sample())["/etc/fortress/nftables/member.nft"]
+    assert "elements = { 10.100.0.1 }" in rules
+    assert "policy drop" in rules
+    assert "dport 22" not in rules
+
+
+@pytest.mark.skipif(shutil.which("nft") is None, reason="nft is not installed")
+def test_nft_accepts_the_rules(tmp_path: Path) -> None:
+    rules = tmp_path / "member.nft"
+    rules.write_text(files_of(sample())["/etc/fortress/nftables/member.nft"])
+    # In a network namespace of its own: even a check talks to the kernel's tables.
+    checked = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--net", "nft", "-c", "-f", rules],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "unshare failed" in checked.stderr or "Operation not permitted" in checked.stderr:
+        pytest.skip("no network namespace may be made here")
+    assert checked.returncode == 0, checked.stderr
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+@pytest.mark.parametrize("kind", ["script", "container"])
+def test_systemd_accepts_the_units(tmp_path: Path, kind: str) -> None:
+    data = sample_data()
+    if kind == "container":
+        data["workload"] = container_workload()
+    units = []
+    for path, content in files_of(settings.validate(data)).items():
+        if path.endswith(".service"):
+            units.append(tmp_path / Path(path).name)
+            # Programs are not on this machine.
+            units[-1].write_text(
+                "\n".join(
+                    "ExecStart=/bin/true" if line.startswith("ExecStart=") else line
+                    for line in content.splitlines()
+                    if not line.startswith("ExecStop=")
+                )
+            )
+    checked = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *units],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    complaints = [line for line in checked.stderr.splitlines() if str(tmp_path) in line]
+    assert complaints == []
+
+
+def test_packing_has_no_date() -> None:
+    assert pack("text")[4:8] == b"\0\0\0\0"
