@@ -38,7 +38,8 @@ STAND_INS: Final = LAB / "stand-ins"
 """Links to the stand-ins in use and to no others: what is on PATH beats an installed plugin."""
 
 PLUGINS: Final = ("command", "libvirt", "aws")
-PLUGIN_STAND_INS: Final = ROOT / "lab" / "plugins" / "bin"
+PLUGIN_STAND_IN: Final = ROOT / "lab" / "plugins" / "pulumi-resource"
+"""One program for every plugin; the name it is called by says which."""
 LANGUAGE_HOST: Final = "pulumi-language-python"
 EXECUTOR: Final = "pulumi-language-python-exec"
 
@@ -371,8 +372,7 @@ def _link_stand_ins(record: Record) -> None:
         (STAND_INS / LANGUAGE_HOST).symlink_to(MODULE / LANGUAGE_HOST)
     for name, origin in record.plugin_origins.items():
         if origin == "stand-in":
-            program = f"pulumi-resource-{name}"
-            (STAND_INS / program).symlink_to(PLUGIN_STAND_INS / program)
+            (STAND_INS / f"pulumi-resource-{name}").symlink_to(PLUGIN_STAND_IN)
 
 
 def _main() -> None:
