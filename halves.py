@@ -46,11 +46,13 @@ class CoreHalf:
 
     Attributes:
         plan: the mesh, with every slot of every declared fleet.
+        door: what sends requests to members.
         outputs: what the stack puts out of it; nothing is secret.
         bundles: by fleet, what it needs to join; secret.
     """
 
     plan: MeshPlan
+    door: EdgeBalancer
     outputs: Mapping[str, pulumi.Input[Any]]
     bundles: Mapping[str, pulumi.Output[JoinBundle]]
 
@@ -131,6 +133,7 @@ def build_core(settings: Settings, config: pulumi.Config) -> CoreHalf:
 
     return CoreHalf(
         plan=plan,
+        door=door,
         outputs={
             "door_url": door.public_url,
             "statistics_address": door.statistics_address,
@@ -198,7 +201,12 @@ def build_fleets(settings: Settings, core: CoreHalf) -> dict[str, FleetOutputs]:
     """The fleets of a stack that holds the core too."""
     return {
         plan.name: _fleet(
-            settings, plan, core.bundles[plan.name], settings.database, plan.generations
+            settings,
+            plan,
+            core.bundles[plan.name],
+            settings.database,
+            plan.generations,
+            launch_after=[core.door],
         )
         for plan in core.plan.fleets
     }
@@ -242,6 +250,7 @@ def _fleet(
     bundle: pulumi.Output[JoinBundle],
     database: DatabaseSettings,
     generations: Sequence[int],
+    launch_after: Sequence[pulumi.Resource] = (),
 ) -> FleetOutputs:
     stack = pulumi.get_stack()
     fleet = settings.fleets[plan.name]
@@ -265,6 +274,7 @@ def _fleet(
             database=database,
             fleet_password=bundle.apply(lambda joined: joined.fleet_password),
             tags=tags(PROJECT, stack, plan.name),
+            launch_after=launch_after,
         ),
         pulumi.ResourceOptions(provider=aws_provider(plan.name, fleet)),
     )

@@ -69,6 +69,8 @@ class BurstFleetArgs:
         database: which database they read.
         fleet_password: of the fleet's database role.
         tags: on every resource that takes them.
+        launch_after: what must be as declared before members are launched or replaced: a hub that
+            accepts them and a door that sends them requests.
     """
 
     fleet: FleetSettings
@@ -80,6 +82,7 @@ class BurstFleetArgs:
     database: DatabaseSettings
     fleet_password: pulumi.Input[str]
     tags: dict[str, str]
+    launch_after: Sequence[pulumi.Resource] = ()
 
 
 def subnet_ranges(vpc_range: IPv4Network, zones: Sequence[str]) -> dict[str, str]:
@@ -188,7 +191,7 @@ class BurstFleet(pulumi.ComponentResource):
             name, args, group_name, profile, security_group, workload_secrets
         )
         # Members find these by name, so the engine can't see that they must be there first.
-        needed = (table, *seeds, workload_secrets, permissions)
+        needed = (table, *seeds, workload_secrets, permissions, *args.launch_after)
         group = self._group(name, args, group_name, template, subnets, needed)
         aws.autoscaling.Policy(
             f"{name}-scaling",

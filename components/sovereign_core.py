@@ -67,7 +67,8 @@ class SovereignCore(pulumi.ComponentResource):
         self, name: str, args: SovereignCoreArgs, opts: pulumi.ResourceOptions | None = None
     ) -> None:
         super().__init__("fortress:index:SovereignCore", name, None, opts)
-        machines = self._machines(name, args)
+        network = self._network(name, args)
+        machines = self._machines(name, args, network)
         self.hosts = {
             node.name: self._ready(
                 name,
@@ -75,19 +76,17 @@ class SovereignCore(pulumi.ComponentResource):
                 node,
                 self._new_machine(name, args, node, machines[node.name])
                 if isinstance(node, LibvirtNode)
-                else self._found_machine(args, node),
+                else self._found_machine(args, node, network),
             )
             for node in args.core.nodes
         }
         self.register_outputs({"hosts": sorted(self.hosts)})
 
-    def _machines(self, name: str, args: SovereignCoreArgs) -> dict[str, KvmMachine]:
-        nodes = [node for node in args.core.nodes if isinstance(node, LibvirtNode)]
-        if not nodes or args.core.libvirt is None:
-            return {}
+    def _network(self, name: str, args: SovereignCoreArgs) -> libvirt.Network | None:
         shared = args.core.libvirt
-        child = pulumi.ResourceOptions(parent=self)
-        network = libvirt.Network(
+        if shared is None or not any(isinstance(node, LibvirtNode) for node in args.core.nodes):
+            return None
+        return libvirt.Network(
             f"{name}-network",
             name=shared.network.name,
             mode=shared.network.mode,
@@ -96,8 +95,17 @@ class SovereignCore(pulumi.ComponentResource):
             addresses=None if shared.network.mode == "bridge" else [str(shared.network.range)],
             dhcp=None if shared.network.mode == "bridge" else {"enabled": False},
             autostart=True,
-            opts=child,
+            opts=pulumi.ResourceOptions(parent=self),
         )
+
+    def _machines(
+        self, name: str, args: SovereignCoreArgs, network: libvirt.Network | None
+    ) -> dict[str, KvmMachine]:
+        shared = args.core.libvirt
+        if shared is None or network is None:
+            return {}
+        nodes = [node for node in args.core.nodes if isinstance(node, LibvirtNode)]
+        child = pulumi.ResourceOptions(parent=self)
         pool = libvirt.Pool(
             f"{name}-pool",
             name=shared.pool.name,
@@ -173,7 +181,11 @@ class SovereignCore(pulumi.ComponentResource):
         )
 
     @staticmethod
-    def _found_machine(args: SovereignCoreArgs, node: ExistingNode) -> Host:
+    def _found_machine(
+        args: SovereignCoreArgs, node: ExistingNode, network: libvirt.Network | None
+    ) -> Host:
+        shared = args.core.libvirt
+        within = shared is not None and node.address in shared.network.range
         return Host(
             name=node.name,
             user=node.user,
@@ -186,6 +198,8 @@ class SovereignCore(pulumi.ComponentResource):
             ),
             # A server that was installed anew has another host key.
             identity=node.host_key,
+            # A server that is plugged into a network of ours answers only once that exists.
+            after=(network,) if network is not None and within else (),
         )
 
     def _ready(

@@ -11,7 +11,28 @@ from pathlib import Path
 
 import pytest
 
+from lab.driving import Lab
 from tests.lab.engine import Engine
+
+
+@pytest.fixture(scope="session")
+def _lab_at_the_end() -> Iterator[None]:
+    yield
+    Lab().command("down", "--purge", check=False)
+
+
+@pytest.fixture(scope="module")
+def lab(request: pytest.FixtureRequest, _lab_at_the_end: None) -> Iterator[Lab]:
+    """The whole system on this machine, as `scripts/lab up` makes it.
+
+    A module takes over what the one before left running, unless something failed there.
+    """
+    failed_before = request.session.testsfailed
+    running = Lab()
+    running.command("up", timeout_seconds=3600)
+    yield running
+    if request.session.testsfailed > failed_before:
+        running.command("down", "--purge", check=False)
 
 
 @pytest.fixture

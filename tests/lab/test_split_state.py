@@ -11,45 +11,26 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-import yaml
 
 from lab import paths
+from lab.driving import DATABASE_NODE, OSLO_STATE, Lab, await_condition
 from settings import PROJECT
-from tests.lab.test_system import DATABASE_NODE, OSLO_STATE, Lab, await_condition, bounded_load
 
 CORE = "lab"
 EDGE = "lab-edge"
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    running = Lab(paths.ROOT)
-    running.command("up", timeout_seconds=3600)
-    remove_edge(running)
-    yield running
-    remove_edge(running)
-    # What comes next starts from nothing, as a newcomer does.
-    running.command("down", "--purge", check=False)
+@pytest.fixture(scope="module", autouse=True)
+def remove_edge(lab: Lab) -> Iterator[None]:
+    """Take away what this module adds, and what an earlier run could not."""
 
+    def remove() -> None:
+        lab.pulumi("destroy", "--stack", EDGE, "--yes", "--remove", check=False)
+        (paths.PROJECT / f"Pulumi.{EDGE}.yaml").unlink(missing_ok=True)
 
-def remove_edge(lab: Lab) -> None:
-    """Take away what this module added; nothing to do is no failure."""
-    lab.pulumi("destroy", "--stack", EDGE, "--yes", "--remove", check=False)
-    (paths.PROJECT / f"Pulumi.{EDGE}.yaml").unlink(missing_ok=True)
-
-
-def settings_of(stack: str) -> dict[str, Any]:
-    document = yaml.safe_load((paths.PROJECT / f"Pulumi.{stack}.yaml").read_text())
-    settings: dict[str, Any] = document["config"][f"{PROJECT}:settings"]
-    return settings
-
-
-def write_settings(stack: str, settings: dict[str, Any]) -> None:
-    """Put settings into a stack's file; secrets and salt stay."""
-    file = paths.PROJECT / f"Pulumi.{stack}.yaml"
-    document = yaml.safe_load(file.read_text()) if file.exists() else {"config": {}}
-    document["config"][f"{PROJECT}:settings"] = settings
-    file.write_text(yaml.safe_dump(document, sort_keys=False))
+    remove()
+    yield
+    remove()
 
 
 @contextmanager
@@ -68,20 +49,20 @@ def locked(stack: str) -> Iterator[None]:
 
 def test_a_stack_is_split_and_oslo_does_not_notice(lab: Lab) -> None:
     before = lab.on(DATABASE_NODE, OSLO_STATE)
-    whole = settings_of(CORE)
-    write_settings(CORE, whole | {"layout": "core"})
+    whole = lab.settings(CORE)
+    lab.write_settings(whole | {"layout": "core"}, CORE)
     text = lab.pulumi("up", "--stack", CORE, "--yes").stdout
     assert "deleted" in text
     for word in ("created", "updated", "replaced"):
         assert f" {word}\n" not in text, text
-    write_settings(
-        EDGE,
+    lab.write_settings(
         {
             "layout": "edge",
             "core-stack": f"organization/{PROJECT}/{CORE}",
             "workload": whole["workload"],
             "fleets": whole["fleets"],
         },
+        EDGE,
     )
     lab.pulumi("stack", "init", EDGE, "--secrets-provider", "passphrase", "--no-select")
     lab.pulumi("up", "--stack", EDGE, "--yes")
@@ -90,16 +71,10 @@ def test_a_stack_is_split_and_oslo_does_not_notice(lab: Lab) -> None:
 
 
 def test_a_member_reads_the_database_in_oslo(lab: Lab) -> None:
-    address = outputs(lab, CORE)["slots"][lab.members()[0]].split()[0]
+    address = lab.outputs(CORE)["slots"][lab.members()[0]].split()[0]
     answer = json.loads(lab.on(DATABASE_NODE, f"curl -fsS --max-time 10 http://{address}:8080/"))
     assert answer["site"] == "frankfurt"
     assert answer["row"] == "God dag fra Oslo"
-
-
-def outputs(lab: Lab, stack: str, *words: str) -> dict[str, Any]:
-    text = lab.pulumi("stack", "output", "--stack", stack, "--json", *words).stdout
-    found: dict[str, Any] = json.loads(text)
-    return found
 
 
 def test_each_state_holds_its_half_only(lab: Lab) -> None:
@@ -114,10 +89,10 @@ def test_each_state_holds_its_half_only(lab: Lab) -> None:
 
 
 def test_what_crosses_is_secret_and_the_fleets_half_has_no_secret_of_its_own(lab: Lab) -> None:
-    assert outputs(lab, CORE)["join_bundles"] == "[secret]"
-    assert "[secret]" not in outputs(lab, EDGE).values()
+    assert lab.outputs(CORE)["join_bundles"] == "[secret]"
+    assert "[secret]" not in lab.outputs(EDGE).values()
     assert "secure:" not in (paths.PROJECT / f"Pulumi.{EDGE}.yaml").read_text()
-    bundle = outputs(lab, CORE, "--show-secrets")["join_bundles"]["frankfurt"]
+    bundle = lab.outputs(CORE, "--show-secrets")["join_bundles"]["frankfurt"]
     for directory in (paths.STATE, paths.LOG):
         for file in (path for path in directory.rglob("*") if path.is_file()):
             text = file.read_text(errors="replace")
@@ -129,12 +104,12 @@ def test_what_crosses_is_secret_and_the_fleets_half_has_no_secret_of_its_own(lab
 def test_both_halves_change_in_either_order_while_the_other_is_locked(
     lab: Lab, order: tuple[str, str]
 ) -> None:
-    core, edge = settings_of(CORE), settings_of(EDGE)
+    core, edge = lab.settings(CORE), lab.settings(EDGE)
     core["door"]["oslo-connections"] = 4 if order[0] == EDGE else 5
     percent = 60 if order[0] == EDGE else 55
     edge["fleets"]["frankfurt"]["scaling"] = {"kind": "cpu", "target-percent": percent}
-    write_settings(CORE, core)
-    write_settings(EDGE, edge)
+    lab.write_settings(core, CORE)
+    lab.write_settings(edge, EDGE)
     for stack, other in (order, order[::-1]):
         with locked(other):
             text = lab.pulumi("up", "--stack", stack, "--yes").stdout
@@ -157,12 +132,12 @@ def test_both_halves_change_in_either_order_while_the_other_is_locked(
 def test_a_contradiction_is_one_message_and_changes_nothing(
     lab: Lab, change: dict[str, Any], message: str
 ) -> None:
-    right = settings_of(EDGE)
-    wrong = settings_of(EDGE)
+    right = lab.settings(EDGE)
+    wrong = lab.settings(EDGE)
     wrong["fleets"]["frankfurt"].update(change)
-    write_settings(EDGE, wrong)
+    lab.write_settings(wrong, EDGE)
     done = lab.pulumi("up", "--stack", EDGE, "--yes", "--skip-preview", check=False)
-    write_settings(EDGE, right)
+    lab.write_settings(right, EDGE)
     text = done.stdout + done.stderr
     assert done.returncode != 0
     assert message in text
@@ -171,10 +146,10 @@ def test_a_contradiction_is_one_message_and_changes_nothing(
 
 
 def test_a_core_stack_that_does_not_exist_is_named(lab: Lab) -> None:
-    right = settings_of(EDGE)
-    write_settings(EDGE, right | {"core-stack": f"organization/{PROJECT}/nowhere"})
+    right = lab.settings(EDGE)
+    lab.write_settings(right | {"core-stack": f"organization/{PROJECT}/nowhere"}, EDGE)
     done = lab.pulumi("preview", "--stack", EDGE, check=False)
-    write_settings(EDGE, right)
+    lab.write_settings(right, EDGE)
     text = done.stdout + done.stderr
     assert done.returncode != 0
     assert "nowhere" in text
@@ -183,11 +158,12 @@ def test_a_core_stack_that_does_not_exist_is_named(lab: Lab) -> None:
 
 def test_oslo_serves_on_when_the_fleets_half_is_destroyed(lab: Lab) -> None:
     before = lab.on(DATABASE_NODE, OSLO_STATE)
-    load = bounded_load(lab, 90)
+    load = lab.load(seconds=90, held=0, per_second=8)
     lab.pulumi("destroy", "--stack", EDGE, "--yes")
     await_condition("the door to see no member", lambda: not lab.members(), 180)
-    assert load.failed() == []
-    assert len(load.codes) > 100
+    report = load.complete()
+    assert report["failed"] == []
+    assert report["requests"] > 100
     assert lab.on(DATABASE_NODE, OSLO_STATE) == before
     lab.pulumi("preview", "--stack", CORE, "--expect-no-changes")
     assert not lab.aws("autoscaling", "describe_auto_scaling_groups")["AutoScalingGroups"]

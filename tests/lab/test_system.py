@@ -8,116 +8,32 @@ import base64
 import gzip
 import json
 import re
-import shlex
 import subprocess
-import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
 import settings
 from lab import paths, stack
+from lab.driving import (
+    DATABASE_NODE,
+    DOOR,
+    EXISTING_NODE,
+    GROUP,
+    OSLO_CONNECTIONS,
+    OSLO_STATE,
+    Lab,
+    await_condition,
+)
 from plan.mesh import plan_mesh
 from render.workload import workload_content as content_of_workload
 from settings import PROJECT
-
-DATABASE_NODE = "oslo-db-01"
-EXISTING_NODE = "oslo-web-02"
-DOOR = "http://10.20.0.11"
-API = "http://10.64.0.1:5000"
-GROUP = "fortress-and-fleet-lab-frankfurt"
-# Emulated machines boot in one to three minutes, two at once in up to five.
-BOOT_SECONDS = 900
-
-
-@dataclass(frozen=True)
-class Lab:
-    """The lab as its command line offers it."""
-
-    root: Path
-
-    def command(
-        self, *words: str, check: bool = True, timeout_seconds: float = 900, stdin: str = ""
-    ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [str(self.root / "scripts" / "lab"), *words],
-            capture_output=True,
-            text=True,
-            timeout=timeout_seconds,
-            input=stdin,
-        )
-        if check and done.returncode != 0:
-            pytest.fail(f"scripts/lab {shlex.join(words)}:\n{done.stdout}\n{done.stderr}")
-        return done
-
-    def inside(self, script: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """A shell script inside the lab's namespaces, on the lab's host."""
-        return self.command("shell", "-c", script, check=check)
-
-    def on(self, node: str, script: str, *, check: bool = True, stdin: str = "") -> str:
-        """A shell script as root on a core node."""
-        words = ("ssh", node, f"sudo -n sh -c {shlex.quote(script)}")
-        return self.command(*words, check=check, stdin=stdin).stdout.strip()
-
-    def pulumi(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return self.command("pulumi", *words, check=check, timeout_seconds=1800)
-
-    def aws(self, service: str, operation: str, **parameters: object) -> Any:
-        """One call to the lab's AWS API."""
-        script = (
-            "import boto3, json, sys; call = json.loads(sys.argv[1]);"
-            f"client = boto3.client(call[0], region_name='eu-central-1', endpoint_url='{API}');"
-            "answer = getattr(client, call[1])(**call[2]);"
-            "print(json.dumps(answer, default=str))"
-        )
-        call = json.dumps([service, operation, parameters])
-        python = self.root / ".venv" / "bin" / "python"
-        done = self.inside(f"{python} -c {shlex.quote(script)} {shlex.quote(call)}")
-        return json.loads(done.stdout)
-
-    def ask(self, path: str = "/", *, limit_seconds: int = 20) -> dict[str, Any]:
-        """One request through the door."""
-        done = self.inside(f"curl -fsS --max-time {limit_seconds} {DOOR}{path}")
-        answer: dict[str, Any] = json.loads(done.stdout)
-        return answer
-
-    def members(self) -> list[str]:
-        """Names of fleet servers that HAProxy holds for up."""
-        rows = self.on(
-            DATABASE_NODE, "echo 'show stat' | socat - unix-connect:/run/haproxy/admin.sock"
-        )
-        return [
-            row.split(",")[1]
-            for row in rows.splitlines()
-            if row.startswith("burst_") and ",UP," in row and not row.split(",")[1].isupper()
-        ]
-
-
-def await_condition(what: str, check: Callable[[], object], seconds: float = BOOT_SECONDS) -> None:
-    end = time.monotonic() + seconds
-    while not check():
-        if time.monotonic() > end:
-            pytest.fail(f"waited {seconds:.0f} s in vain: {what}")
-        time.sleep(2)
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    running = Lab(paths.ROOT)
-    done = running.command("up", check=False, timeout_seconds=3600)
-    assert done.returncode == 0, f"scripts/lab up failed:\n{done.stdout[-8000:]}\n{done.stderr}"
-    yield running
-    running.command("down", check=False)
 
 
 @pytest.fixture
 def saturated(lab: Lab) -> Iterator[None]:
     """Every connection that Oslo has is taken for a while, by our own bounded requests."""
-    count = 8  # door.oslo-connections of Pulumi.lab.yaml on two frontends
+    count = OSLO_CONNECTIONS
     holder = subprocess.Popen(
         [
             str(lab.root / "scripts" / "lab"),
@@ -134,9 +50,8 @@ def saturated(lab: Lab) -> Iterator[None]:
 
 
 def oslo_connections(lab: Lab) -> int:
-    rows = lab.on(DATABASE_NODE, "echo 'show stat' | socat - unix-connect:/run/haproxy/admin.sock")
-    row = next(row for row in rows.splitlines() if row.startswith("oslo,BACKEND,"))
-    return int(row.split(",")[4])
+    row = next(row for row in lab.door_rows() if row[:2] == ["oslo", "BACKEND"])
+    return int(row[4])
 
 
 def test_the_table_of_up_names_every_node_and_both_answers(lab: Lab) -> None:
@@ -165,13 +80,8 @@ def test_the_two_networks_are_28_milliseconds_apart(lab: Lab) -> None:
 
 
 def member_address(lab: Lab) -> str:
-    slot: str = outputs(lab)["slots"][lab.members()[0]]
+    slot: str = lab.outputs()["slots"][lab.members()[0]]
     return slot.split()[0]
-
-
-def outputs(lab: Lab) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(lab.pulumi("stack", "output", "--json").stdout)
-    return found
 
 
 def test_every_present_peer_has_a_fresh_handshake(lab: Lab) -> None:
@@ -255,88 +165,40 @@ def launch_template(lab: Lab) -> str:
     return str(template["LaunchTemplateId"])
 
 
-def group(lab: Lab) -> Any:
-    (found,) = lab.aws(
-        "autoscaling", "describe_auto_scaling_groups", AutoScalingGroupNames=[GROUP]
-    )["AutoScalingGroups"]
-    return found
-
-
-def set_desired(lab: Lab, count: int) -> None:
-    lab.aws(
-        "autoscaling",
-        "set_desired_capacity",
-        AutoScalingGroupName=GROUP,
-        DesiredCapacity=count,
-    )
-
-
-OSLO_STATE = (
-    "systemctl show haproxy -P MainPID -P NRestarts; "
-    "ps -o lstart= -C haproxy; sha256sum /etc/haproxy/haproxy.cfg /etc/wireguard/wg0.conf; "
-    "stat -c %Y /etc/haproxy/haproxy.cfg /etc/wireguard/wg0.conf"
-)
-
-
 def test_a_new_member_serves_and_nobody_in_oslo_notices(lab: Lab) -> None:
     before = lab.on(DATABASE_NODE, OSLO_STATE)
     members = set(lab.members())
-    set_desired(lab, len(members) + 1)
+    lab.set_desired(len(members) + 1)
     await_condition("another member to be up", lambda: len(lab.members()) == len(members) + 1)
     assert lab.on(DATABASE_NODE, OSLO_STATE) == before
     lab.pulumi("preview", "--stack", "lab", "--expect-no-changes")
 
 
-def bounded_load(lab: Lab, seconds: int) -> "Load":
-    return Load(lab, seconds)
-
-
-class Load(threading.Thread):
-    """Steady requests through the door, ten a second, bounded in time; keeps what failed."""
-
-    def __init__(self, lab: Lab, seconds: int) -> None:
-        super().__init__()
-        self._lab = lab
-        self._seconds = seconds
-        self.codes: list[str] = []
-        self.start()
-
-    def run(self) -> None:
-        script = (
-            f"end=$(( $(date +%s) + {self._seconds} )); while [ $(date +%s) -lt $end ]; do "
-            f"curl -s -o /dev/null --max-time 30 -w '%{{http_code}}\\n' {DOOR}/; sleep 0.1; done"
-        )
-        self.codes = self._lab.inside(script, check=False).stdout.split()
-
-    def failed(self) -> list[str]:
-        self.join()
-        return [code for code in self.codes if code != "200"]
-
-
 def test_a_member_that_leaves_costs_no_request(lab: Lab) -> None:
     members = lab.members()
     assert len(members) >= 2
-    load = bounded_load(lab, 60)
-    set_desired(lab, len(members) - 1)
+    load = lab.load(seconds=60, held=0, per_second=8)
+    lab.set_desired(len(members) - 1)
     await_condition(
         "the door to see one member less", lambda: len(lab.members()) < len(members), 120
     )
-    assert load.failed() == []
-    assert len(load.codes) > 100
+    report = load.complete()
+    assert report["failed"] == []
+    assert report["requests"] > 100
 
 
 def test_a_member_that_dies_silently_is_out_within_seconds_and_costs_nothing_after(
     lab: Lab,
 ) -> None:
-    (instance,) = [row["InstanceId"] for row in group(lab)["Instances"]]
+    (instance,) = [row["InstanceId"] for row in lab.group()["Instances"]]
     name = lab.members()[0]
     lab.inside(f"virsh destroy {instance}")
     await_condition("the door to notice", lambda: name not in lab.members(), 20)
-    load = bounded_load(lab, 15)
-    assert load.failed() == []
+    load = lab.load(seconds=15, held=0)
+    assert load.complete()["failed"] == []
     await_condition("a replacement to serve", lambda: lab.members())
     claims = lab.aws("dynamodb", "scan", TableName=f"{GROUP}-claims")["Items"]
-    living = {row["InstanceId"] for row in group(lab)["Instances"]}
+    living = {row["InstanceId"] for row in lab.group()["Instances"]}
     owners = {value["S"] for item in claims for value in item.values() if "S" in value}
     assert living <= owners
 
@@ -436,29 +298,3 @@ def test_an_interrupted_up_is_completed_by_the_next(lab: Lab) -> None:
     lab.pulumi("cancel", "--yes", "--stack", "lab", check=False)
     lab.pulumi("up", "--stack", "lab", "--yes")
     lab.pulumi("preview", "--stack", "lab", "--expect-no-changes")
-
-
-def test_destroy_refuses_while_the_data_is_protected(lab: Lab) -> None:
-    done = lab.pulumi("destroy", "--stack", "lab", "--yes", check=False)
-    assert done.returncode != 0
-    assert "protected" in done.stdout + done.stderr
-    assert lab.ask()["row"] == "God dag fra Oslo"
-
-
-def test_destroy_and_down_leave_nothing_but_protected_data(lab: Lab) -> None:
-    lab.pulumi("destroy", "--stack", "lab", "--yes", "--exclude-protected")
-    left = json.loads(lab.pulumi("stack", "export").stdout)["deployment"]["resources"]
-    kinds = {row["type"] for row in left if not row["type"].startswith("pulumi:")}
-    assert not {kind for kind in kinds if kind.startswith("aws:")}, kinds
-    assert group_is_gone(lab)
-    lab.command("down")
-    processes = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
-    for word in ("lab.cloud", "lab.wan", "guest=oslo", "libvirtd"):
-        assert word not in processes
-    assert str(paths.LAB) not in Path("/proc/mounts").read_text()
-    assert (paths.POOL / f"{DATABASE_NODE}-data.qcow2").exists()
-
-
-def group_is_gone(lab: Lab) -> bool:
-    found = lab.aws("autoscaling", "describe_auto_scaling_groups")["AutoScalingGroups"]
-    return not found

@@ -31,6 +31,8 @@ class Registration:
     provider: str
     protect: bool
     ignore_changes: tuple[str, ...]
+    dependencies: frozenset[str]
+    """URNs."""
     inputs: Mapping[str, Any]
     urn: str
 
@@ -113,6 +115,7 @@ class RecordingMonitor(pulumi_mocks.MockMonitor):
                     provider=request.provider,
                     protect=request.protect,
                     ignore_changes=tuple(request.ignoreChanges),
+                    dependencies=frozenset(request.dependencies),
                     inputs=inputs,
                     urn=response.urn,
                 )

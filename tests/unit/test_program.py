@@ -239,6 +239,33 @@ def test_the_group_holds_every_member_until_it_serves(recorder: Recorder) -> Non
     assert group.inputs["waitForCapacityTimeout"] == "0", "the core would wait for the fleet"
 
 
+def test_members_are_launched_after_the_hub_and_the_door_know_their_slots(
+    recorder: Recorder,
+) -> None:
+    (group,) = recorder.of_type("aws:autoscaling/group:Group")
+    hub, door = recorder.named("mesh-oslo-db-01"), recorder.named("door-oslo-db-01")
+    assert door.urn in group.dependencies
+    assert hub.urn in reached(recorder, door.urn)
+
+
+def test_a_server_on_a_network_of_ours_is_met_after_the_network_is_there(
+    recorder: Recorder,
+) -> None:
+    network = recorder.named("oslo-network")
+    assert network.urn in recorder.named("oslo-oslo-web-02-scripts").dependencies
+
+
+def reached(recorder: Recorder, urn: str) -> set[str]:
+    """Everything that a resource waits for, directly or through others."""
+    dependencies = {row.urn: row.dependencies for row in recorder.registrations}
+    found: set[str] = set()
+    todo = {urn}
+    while todo:
+        todo = {to for one in todo for to in dependencies[one]} - found
+        found |= todo
+    return found
+
+
 def refresh(ssh_private_key: str, **changes: object) -> dict[str, Any]:
     data = sample_data()
     data["fleets"]["frankfurt"].update({k.replace("_", "-"): v for k, v in changes.items()})
