@@ -1,0 +1,215 @@
+"""Lets a member come and another go, again and again, under load; shows what Oslo had to do.
+
+A cycle raises the group's desired capacity by one, waits until the new member serves, and lowers it
+again. Meanwhile requests pass through the door, enough of them slow ones to keep Oslo full, so that
+members carry the others. At the end the same two events are done once in the usual way: a peer and
+a server are taken out of the files on the hub and put back, each with `wg syncconf` and a reload.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from typing import Any, Final
+
+from matplotlib.figure import Figure
+
+from benchmarks import measuring
+from lab.driving import (
+    DATABASE_NODE,
+    EXISTING_NODE,
+    FLEET,
+    OSLO_CONNECTIONS,
+    OSLO_STATE,
+    Lab,
+    await_condition,
+)
+from lab.errors import LabError
+from lab.stack import STACK
+
+LONGEST_CYCLE_SECONDS: Final = 140
+"""So that fifty of them fit into the load's own bound of two hours."""
+
+_CHANGED_BYTES: Final = (
+    "find /etc /usr/local/lib/fortress /var/lib/haproxy -xdev -type f -newermt @{since} "
+    "-printf '%s\\n' 2>/dev/null | awk '{{sum += $1}} END {{print sum + 0}}'"
+)
+_CONNECTIONS: Final = (
+    "journalctl -u ssh -u ssh.socket --since @{since} -o cat --no-pager "
+    "| grep -c '^Accepted' || true"
+)
+_RELOADS: Final = (
+    "journalctl -u haproxy -u wg-quick@wg0 --since @{since} -o cat --no-pager "
+    "| grep -cE '^(Reloaded|Reloading|Started|Stopped|Starting|Stopping) ' || true"
+)
+
+_USUAL_WAY: Final = """\
+import json, pathlib, re, subprocess, sys, time
+slot = sys.argv[1]
+key = sys.argv[2]
+hub = pathlib.Path("/etc/wireguard/wg0.conf")
+door = pathlib.Path("/etc/haproxy/haproxy.cfg")
+whole = {file: file.read_text() for file in (hub, door)}
+peers = whole[hub].split("[Peer]")
+without = {
+    hub: "[Peer]".join(part for part in peers if key not in part),
+    door: "".join(l for l in whole[door].splitlines(True) if f"server {slot} " not in l),
+}
+events = []
+for files in (without, whole):
+    began = time.monotonic()
+    for file, text in files.items():
+        if file is hub or text != file.read_text():
+            file.write_text(text)
+    stripped = subprocess.run(["wg-quick", "strip", "wg0"], check=True, capture_output=True).stdout
+    subprocess.run(["wg", "syncconf", "wg0", "/dev/stdin"], input=stripped, check=True)
+    subprocess.run(["haproxy", "-c", "-q", "-f", door], check=True)
+    subprocess.run(["systemctl", "reload", "haproxy"], check=True)
+    events.append({
+        "bytes_written": sum(len(text.encode()) for text in files.values()),
+        "reloads": 2,
+        "seconds": round(time.monotonic() - began, 2),
+    })
+print(json.dumps(events))
+"""
+
+
+def main() -> None:
+    """Do what the command line asks for."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scale_cycles",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--cycles", type=int, default=50, metavar="N", help="at most 50")
+    options = parser.parse_args()
+    if not 1 <= options.cycles <= 50:
+        parser.error("--cycles lies between 1 and 50")
+
+    measuring.lab_namespace()
+    lab = Lab()
+    members = len(lab.in_service())
+    if not members:
+        message = "no member serves: wait for one, as scripts/lab status shows."
+        raise LabError(message)
+    before = _state(lab)
+    since = int(lab.on(DATABASE_NODE, "date +%s")) + 1
+    load = lab.load(seconds=options.cycles * LONGEST_CYCLE_SECONDS, held=OSLO_CONNECTIONS)
+    cycles: list[dict[str, Any]] = []
+    try:
+        for number in range(options.cycles):
+            cycles.append(_cycle(lab, members))
+            row = cycles[-1]
+            print(
+                f"{number + 1:3} out {row['out_seconds']:.0f} s, in {row['in_seconds']:.0f} s",
+                flush=True,
+            )
+    finally:
+        report = load.end()
+    work = {
+        node: {
+            "bytes_changed": int(lab.on(node, _CHANGED_BYTES.format(since=since))),
+            "reloads_and_restarts": int(lab.on(node, _RELOADS.format(since=since))),
+            # Less the commands of this measurement itself: these two and the one for this number.
+            "ssh_connections": int(lab.on(node, _CONNECTIONS.format(since=since))) - 3,
+        }
+        for node in (DATABASE_NODE, EXISTING_NODE)
+    }
+    unchanged = _state(lab) == before
+    preview = lab.pulumi("preview", "--stack", STACK, "--expect-no-changes", check=False)
+    claims = {claim["instance"] for claim in lab.claims().values()}
+    result = {
+        "cycles": cycles,
+        "load": report,
+        "oslo_unchanged": unchanged,
+        "preview_without_changes": preview.returncode == 0,
+        "claims_are_the_living": claims == set(lab.in_service()),
+        "oslo_work": work,
+        "usual_way": _usual_way(lab),
+    }
+    failed = len(report["failed"])
+    title = (
+        f"{len(cycles)} scale cycles: {failed} of {report['requests']} requests failed, "
+        f"{report['by_site'].get(FLEET, 0)} answered by members"
+    )
+    print(title)
+    print(f"Oslo's work: {work}; files and processes unchanged: {unchanged}")
+    print(f"the usual way, per event: {result['usual_way']}")
+    measuring.keep("scale_cycles", result, _plot(result, title))
+
+
+def _state(lab: Lab) -> dict[str, str]:
+    return {
+        DATABASE_NODE: lab.on(DATABASE_NODE, f"{OSLO_STATE}; wg showconf wg0 | sha256sum"),
+        EXISTING_NODE: lab.on(EXISTING_NODE, "sha256sum /etc/wireguard/wg0.conf"),
+    }
+
+
+def _cycle(lab: Lab, members: int) -> dict[str, float]:
+    """One member more, then one less; asked of AWS only, so that nothing of it is work in Oslo."""
+    began = time.monotonic()
+    lab.set_desired(members + 1)
+    await_condition("the new member to serve", lambda: len(lab.in_service()) == members + 1)
+    serving = time.monotonic()
+    lab.set_desired(members)
+    await_condition("a member to have left", lambda: len(lab.group()["Instances"]) == members)
+    return {
+        "out_seconds": round(serving - began, 1),
+        "in_seconds": round(time.monotonic() - serving, 1),
+    }
+
+
+def _usual_way(lab: Lab) -> list[dict[str, float]]:
+    """A slot nobody holds leaves and joins by files, `wg syncconf` and reload."""
+    claims = lab.claims()
+    slots = lab.outputs()["slots"]
+    slot = next(name for name in reversed(slots) if name not in claims)
+    key = slots[slot].split()[1]
+    words = f"python3 - {slot} {key}"
+    events: list[dict[str, float]] = json.loads(lab.on(DATABASE_NODE, words, stdin=_USUAL_WAY))
+    return [{**event, "ssh_connections": 1} for event in events]
+
+
+def _plot(result: dict[str, Any], title: str) -> Figure:
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    left, right = figure.subplots(1, 2, width_ratios=[3, 2])
+    cycles = range(1, len(result["cycles"]) + 1)
+    for key, label in (
+        ("out_seconds", "one more: until it serves"),
+        ("in_seconds", "one less: until it is gone"),
+    ):
+        seconds = [row[key] for row in result["cycles"]]
+        median = statistics.median(seconds)
+        left.plot(cycles, seconds, ".-", label=f"{label} (median {median:.0f} s)")
+    left.set_xlabel("cycle")
+    left.set_ylabel("seconds")
+    left.set_ylim(bottom=0)
+    left.legend(fontsize=8)
+    events = 2 * len(result["cycles"])
+    work = result["oslo_work"].values()
+    usual = result["usual_way"]
+    rows = {
+        "KiB written": (
+            sum(row["bytes_changed"] for row in work) / 1024 / events,
+            statistics.mean(event["bytes_written"] for event in usual) / 1024,
+        ),
+        "reloads": (
+            sum(row["reloads_and_restarts"] for row in work) / events,
+            statistics.mean(event["reloads"] for event in usual),
+        ),
+        "SSH connections": (sum(row["ssh_connections"] for row in work) / events, 1.0),
+    }
+    for place, (ours, theirs) in enumerate(rows.values()):
+        for offset, value, colour in ((-0.2, ours, "tab:blue"), (0.2, theirs, "tab:orange")):
+            right.bar(place + offset, value, 0.38, color=colour)
+            right.annotate(f"{value:.3g}", (place + offset, value), ha="center", va="bottom")
+    right.set_xticks(range(len(rows)), list(rows), fontsize=8)
+    right.set_title("work in Oslo per scale event", fontsize=9)
+    handles = [right.patches[0], right.patches[1]]
+    right.legend(handles, ["here", "files, syncconf, reload"], fontsize=8)
+    return figure
+
+
+if __name__ == "__main__":
+    measuring.run_as_program(main)
