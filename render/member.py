@@ -32,6 +32,7 @@ LIMIT_BYTES = 16384
 SETTINGS_PATH = "/etc/fortress/member.json"
 FIREWALL_PATH = "/etc/fortress/nftables/member.nft"
 ENVIRONMENT_PATH = "/run/fortress/workload.env"
+START_PATH = "/usr/local/lib/fortress/start"
 SCRIPTS = ("member", "claims", "cloud", "tunnel", "metadata", "system", "health")
 # Besides draining: unit stops, the tunnel, two requests to AWS with their retries.
 STOP_MARGIN_SECONDS = 90
@@ -51,6 +52,19 @@ HARDENING = {
         "ForwardToSyslog=no\n"
     ),
 }
+
+START = """\
+systemctl restart systemd-journald.service
+sysctl --quiet --load /etc/sysctl.d/60-fortress.conf
+swapoff --all
+systemctl daemon-reload
+systemctl enable --now --no-block fortress-member.service
+"""
+# cloud-init runs commands of its own (runcmd) in its last stage, after everything that it does for
+# people who log in. This one is told to systemd before files are written, and waits for them.
+START_EARLY = f"until [ -e {START_PATH} ]; do sleep 0.1; done; . {START_PATH}"
+# Where that did not come about, the last stage does it.
+START_AT_LAST = f"systemctl is-enabled --quiet fortress-member.service || . {START_PATH}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +210,8 @@ def member_files(
             ),
         },
         *workload_files(workload),
+        # The last one: when it is there, all are.
+        {"path": START_PATH, "content": START},
     ]
 
 
@@ -251,13 +267,14 @@ def user_data(
             }
             for file in files
         ],
-        "runcmd": [
-            ["systemctl", "restart", "systemd-journald.service"],
-            ["sysctl", "--quiet", "--load", "/etc/sysctl.d/60-fortress.conf"],
-            ["swapoff", "--all"],
-            ["systemctl", "daemon-reload"],
-            ["systemctl", "enable", "--now", "--no-block", "fortress-member.service"],
+        "bootcmd": [
+            [
+                *("cloud-init-per", "instance", "fortress-start"),
+                *("systemd-run", "--quiet", "--no-block", "--collect", "--unit=fortress-start"),
+                *("sh", "-c", START_EARLY),
+            ]
         ],
+        "runcmd": [["sh", "-c", START_AT_LAST]],
     }
     packed = pack("#cloud-config\n" + json.dumps(document))
     if len(packed) > LIMIT_BYTES:
