@@ -195,18 +195,19 @@ def series_plot(series: Mapping[str, Sequence[Measurement]], title: str) -> Figu
     return figure
 
 
-def keep(name: str, result: Mapping[str, Any], figure: Figure) -> None:
+def keep(name: str, result: Mapping[str, Any], figure: Figure, *, in_lab: bool = True) -> None:
     """Write results/NAME.json and results/NAME.png.
 
     Parameters:
         result: raw numbers and what was computed of them; date, command and machine are added.
+        in_lab: whether the lab's guests and toolchain took part, and so are worth recording.
     """
     RESULTS.mkdir(parents=True, exist_ok=True)
     words = shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
     document = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": words,
-        "machine": _machine(),
+        "machine": _machine() | (_lab() if in_lab else {}),
         **result,
     }
     (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
@@ -226,18 +227,23 @@ def run_as_program(main: Callable[[], None]) -> None:
 
 def _machine() -> dict[str, Any]:
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    probe = paths.CACHE / "domain-type.json"
-    domain_type = json.loads(probe.read_text())["domain-type"] if probe.exists() else ""
     return {
         "cores": os.cpu_count(),
         "memory_gib": round(memory_bytes / 1024**3, 1),
-        "guests_run_under": _GUESTS.get(domain_type, "unknown"),
         "load_average_at_end": [round(load, 1) for load in os.getloadavg()],
         "system": platform.freedesktop_os_release()["PRETTY_NAME"],
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "toolchain": [part._asdict() for part in toolchain.report()],
         "revision": revision(paths.ROOT),
+    }
+
+
+def _lab() -> dict[str, Any]:
+    probe = paths.CACHE / "domain-type.json"
+    domain_type = json.loads(probe.read_text())["domain-type"] if probe.exists() else ""
+    return {
+        "guests_run_under": _GUESTS.get(domain_type, "unknown"),
+        "toolchain": [part._asdict() for part in toolchain.report()],
     }
 
 
