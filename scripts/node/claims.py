@@ -16,6 +16,10 @@ from typing import Any
 # clock is more than minutes off, so claims are never dated wrong by more than a fraction of it.
 UNKNOWN_OWNER_SECONDS = 3600
 
+# Who loses twice in a row is among many that join at once: most of what it saw free is taken, and
+# looking again costs one request instead of one for each slot (docs/benchmarks.md, joiners).
+PUTS_PER_LOOK = 2
+
 # DescribeInstances takes at most 200 values in one filter (EC2 API reference, Filter).
 INSTANCES_PER_REQUEST = 200
 
@@ -159,10 +163,17 @@ def is_gone(claim: Claim, states: Mapping[str, str], now: float) -> bool:
     return state == "terminated"
 
 
-def starting_index(instance: str, slots: int) -> int:
-    """Where an instance begins to look: those that boot together look at different slots."""
-    digest = hashlib.blake2b(instance.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") % slots
+def walk(instance: str, slots: Sequence[str]) -> list[str]:
+    """The order in which an instance looks at slots: another one for each instance.
+
+    Members that join together so seldom ask for the same slot, and one that lost does not meet the
+    same others again at the next.
+    """
+
+    def place(slot: str) -> bytes:
+        return hashlib.blake2b(f"{instance} {slot}".encode(), digest_size=8).digest()
+
+    return sorted(slots, key=place)
 
 
 def claim_slot(
@@ -173,7 +184,7 @@ def claim_slot(
     states_of: Callable[[Sequence[str]], Mapping[str, str]],
     clock: Callable[[], float],
 ) -> str:
-    """Run one round of the protocol and return the slot that the instance now holds.
+    """Run the protocol and return the slot that the instance now holds.
 
     Its own claim comes first (it may have rebooted), then slots whose owner is gone, so that
     claims of the dead do not pile up, then free ones.
@@ -189,25 +200,28 @@ def claim_slot(
         NoFreeSlotError: when all slots are held.
         Exception: whatever the clients raise. The outcome is then unknown; another round finds out.
     """
-    held = table.claims()
-    own = [slot for slot in slots if slot in held and held[slot].instance == instance]
-    for superfluous in own[1:]:
-        table.release(superfluous, instance)
-    if own:
-        return own[0]
+    order = walk(instance, slots)
+    while True:
+        held = table.claims()
+        own = [slot for slot in slots if slot in held and held[slot].instance == instance]
+        for superfluous in own[1:]:
+            table.release(superfluous, instance)
+        if own:
+            return own[0]
 
-    start = starting_index(instance, len(slots))
-    walk = [*slots[start:], *slots[:start]]
-    owned = [held[slot] for slot in walk if slot in held]
-    states = states_of(sorted({claim.instance for claim in owned})) if owned else {}
-    now = clock()
-    gone: list[tuple[str, str | None]] = [
-        (claim.slot, claim.instance) for claim in owned if is_gone(claim, states, now)
-    ]
-    free: list[tuple[str, str | None]] = [(slot, None) for slot in walk if slot not in held]
-    for slot, owner in gone + free:
-        if table.take(slot, instance, now=now, owner=owner):
-            return slot
+        owned = [held[slot] for slot in order if slot in held]
+        states = states_of(sorted({claim.instance for claim in owned})) if owned else {}
+        now = clock()
+        gone: list[tuple[str, str | None]] = [
+            (claim.slot, claim.instance) for claim in owned if is_gone(claim, states, now)
+        ]
+        free: list[tuple[str, str | None]] = [(slot, None) for slot in order if slot not in held]
+        if not gone and not free:
+            break
+        # Every lost put is somebody else's success, so this ends.
+        for slot, owner in (gone + free)[:PUTS_PER_LOOK]:
+            if table.take(slot, instance, now=now, owner=owner):
+                return slot
     message = (
         f"no free slot among {len(slots)} ({slots[0]} to {slots[-1]}): each is held by an instance "
         "that is not known to be gone, and two members must never share one. Lower the group's "

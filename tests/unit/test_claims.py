@@ -15,7 +15,7 @@ from claims import (
     claim_slot,
     instance_states,
     is_gone,
-    starting_index,
+    walk,
 )
 
 SLOTS = [f"frankfurt-0-{index:02d}" for index in range(4)]
@@ -51,14 +51,14 @@ def claim(table: ClaimTable, instance: str, states: Mapping[str, str], *, now: f
     return claim_slot(table, SLOTS, instance, states_of=lambda _: states, clock=lambda: now)
 
 
-def test_the_first_slot_tried_is_the_one_the_instance_id_points_at(table: ClaimTable) -> None:
-    assert claim(table, "i-one", {}) == SLOTS[starting_index("i-one", len(SLOTS))]
+def test_the_first_slot_tried_is_the_first_of_the_instances_own_order(table: ClaimTable) -> None:
+    assert claim(table, "i-one", {}) == walk("i-one", SLOTS)[0]
 
 
 def test_an_instance_that_comes_back_keeps_its_slot_even_when_its_first_choice_is_free_again(
     table: ClaimTable,
 ) -> None:
-    first = SLOTS[starting_index("i-one", len(SLOTS))]
+    first = walk("i-one", SLOTS)[0]
     table.take(first, "i-other", now=NOW, owner=None)
     slot = claim(table, "i-one", {"i-other": "running"})
     table.release(first, "i-other")
@@ -140,8 +140,28 @@ def test_ec2_is_asked_in_portions_and_may_not_know_an_instance() -> None:
 
 
 def test_simultaneous_joiners_look_at_different_slots_first() -> None:
-    starts = {starting_index(f"i-{number:017x}", 128) for number in range(64)}
-    assert len(starts) > 40
+    slots = [f"frankfurt-0-{index}" for index in range(128)]
+    orders = [walk(f"i-{number:017x}", slots) for number in range(64)]
+    assert len({order[0] for order in orders}) > 40
+    # Those that met at one slot part at the next.
+    assert len({(order[0], order[1]) for order in orders}) == 64
+
+
+def test_who_lost_twice_looks_again_instead_of_asking_for_every_slot(table: ClaimTable) -> None:
+    slots = walk("i-one", SLOTS)
+    asked: list[str] = []
+    take = table.take
+
+    def lose(slot: str, instance: str, **facts: Any) -> bool:
+        """Somebody else is quicker, and takes all others too."""
+        asked.append(slot)
+        for other in slots[:-1]:
+            take(other, "i-other", now=NOW, owner=None)
+        return take(slot, instance, **facts)
+
+    table.take = lose  # type: ignore[method-assign]
+    assert claim(table, "i-one", {"i-other": "running"}) == slots[-1]
+    assert asked == [slots[0], slots[1], slots[-1]]
 
 
 def test_five_hundred_launches_with_a_tenth_dying_silently_leave_claims_equal_to_the_living(
