@@ -228,7 +228,7 @@ def _plot(joins: Mapping[Case, Sequence[Join]]) -> Figure:
         f"a request takes {LATENCY_MILLISECONDS[0]:g} to {LATENCY_MILLISECONDS[1]:g})"
     )
     _points(requests, {case: [j.request_count for j in many] for case, many in joins.items()})
-    requests.set_ylabel("requests to AWS (one scan, then puts)")
+    requests.set_ylabel("requests to AWS (scans and puts)")
     return figure
 
 

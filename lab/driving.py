@@ -191,7 +191,7 @@ class Lab:
         document["config"][f"{PROJECT}:settings"] = settings
         file.write_text(yaml.safe_dump(document, sort_keys=False))
 
-    def load(self, *, seconds: int, held: int, per_second: float = 4) -> "Load":
+    def load(self, *, seconds: int, held: int, per_second: float = 2) -> "Load":
         """Begin a bounded load through the door (see `lab.load`)."""
         return Load(self, seconds=seconds, held=held, per_second=per_second)
 

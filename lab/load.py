@@ -21,7 +21,8 @@ from urllib.parse import urlsplit
 LONGEST_SECONDS: Final = 2 * 3600
 MOST_HELD: Final = 32
 MOST_PER_SECOND: Final = 20.0
-HELD_SECONDS: Final = 2
+HELD_SECONDS: Final = 8
+"""Below the lab's drain-seconds, so that a member that leaves lets them end."""
 REQUEST_LIMIT_SECONDS: Final = 60
 
 

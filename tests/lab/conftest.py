@@ -15,6 +15,13 @@ from lab.driving import Lab
 from tests.lab.engine import Engine
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs the one lab of this machine; all else may run side by side."""
+    for item in items:
+        if "lab" in getattr(item, "fixturenames", ()):
+            item.add_marker("whole_lab")
+
+
 @pytest.fixture(scope="session")
 def _lab_at_the_end() -> Iterator[None]:
     yield
