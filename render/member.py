@@ -253,6 +253,8 @@ def user_data(
         ],
         "runcmd": [
             ["systemctl", "restart", "systemd-journald.service"],
+            # Ubuntu's crash handler sets two of the following values itself, at every boot.
+            ["systemctl", "mask", "apport.service"],
             ["sysctl", "--quiet", "--load", "/etc/sysctl.d/60-fortress.conf"],
             ["swapoff", "--all"],
             ["systemctl", "daemon-reload"],
