@@ -36,6 +36,10 @@ ROOT = Path(__file__).resolve().parent
 # names and HAProxy server names with suffixes, so they stop earlier.
 NAME_PATTERN = r"^[a-z][a-z0-9-]{0,30}[a-z0-9]$"
 
+# EC2 instance types guide, "naming conventions": a g after the generation is AWS's Arm processor;
+# a1 is older than that rule.
+ARM_PATTERN = r"(a1|[a-z]+\d+[a-z]*g[a-z]*)\..+"
+
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -68,6 +72,10 @@ def _absolute_http_path(value: str) -> str:
         "configuration as it is. Write for example /health"
     )
     raise ValueError(msg)
+
+
+def _architecture(instance_type: str) -> str:
+    return "arm64" if re.fullmatch(ARM_PATTERN, instance_type) else "x86_64"
 
 
 HostKey = Annotated[str, AfterValidator(_host_key)]
@@ -359,7 +367,7 @@ class DoorSettings(Model):
 
 
 class AmazonImage(Model):
-    """The fleet's image: by id, or the newest of an owner whose name matches."""
+    """The fleet's image: by id, or an owner's newest whose name and processor fit."""
 
     id: Annotated[str, Field(pattern=r"^ami-[0-9a-f]{8,17}$")] | None = None
     owner: str | None = Field(default=None, description="Account id, self or amazon.")
@@ -503,6 +511,23 @@ class FleetSettings(Model):
         default=30, ge=1, le=3600, description="How long running requests may end when leaving."
     )
     functions: dict[Name, FunctionSettings] = Field(default_factory=dict)
+
+    @property
+    def architecture(self) -> str:
+        """What the instance types' processors run, in EC2's words: x86_64 or arm64."""
+        return _architecture(self.instance_types[0])
+
+    @model_validator(mode="after")
+    def _one_image_fits_all_types(self) -> Self:
+        found = {kind: _architecture(kind) for kind in self.instance_types}
+        if len(set(found.values())) > 1:
+            listed = ", ".join(f"{kind} ({runs})" for kind, runs in found.items())
+            msg = (
+                f"instance-types {listed} need different images, and a fleet's members all boot "
+                "from one. Keep the types of one architecture, or make two fleets"
+            )
+            raise ValueError(msg)
+        return self
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network
-from typing import Any, TypedDict
+from typing import Any, NoReturn, TypedDict
 
 import pulumi
 import pulumi_aws as aws
@@ -21,7 +21,7 @@ from plan.names import (
 from render.member import JoinFacts, user_data
 from render.policies import fleet_role, instance_trust
 from render.workload import workload_secrets as render_secrets
-from settings import DatabaseSettings, FleetSettings, Workload
+from settings import DatabaseSettings, FleetSettings, SettingsError, Workload
 
 # Enough for a /16 to hold 16 zones' subnets; AWS takes ranges from /16 to /28 (VPC user guide).
 SUBNET_BITS = 4
@@ -351,9 +351,33 @@ class BurstFleet(pulumi.ComponentResource):
         security_group: aws.ec2.SecurityGroup,
         workload_secrets: aws.ssm.Parameter,
     ) -> aws.ec2.LaunchTemplate:
+        def rendered(facts: JoinFacts, secrets_version: int) -> str:
+            try:
+                return user_data(
+                    facts=facts,
+                    secrets_version=secrets_version,
+                    fleet=args.fleet,
+                    plan=args.plan,
+                    names=args.names,
+                    group_name=group_name,
+                    launch_hook=JOINING_HOOK,
+                    terminate_hook=LEAVING_HOOK,
+                    workload=args.workload,
+                    database=args.database,
+                )
+            except SettingsError as error:
+                raise pulumi.RunError(str(error)) from None
+
+        def fitting(facts: JoinFacts) -> JoinFacts:
+            # A preview does not know the version of what it would write, and without it would not
+            # come to measure the text.
+            rendered(facts, 0)
+            return facts
+
+        image = self._image(args)
         return aws.ec2.LaunchTemplate(
             f"{name}-member",
-            image_id=self._image_id(args),
+            image_id=image.id,
             instance_type=args.fleet.instance_types[0],
             update_default_version=True,
             iam_instance_profile={"arn": profile.arn},
@@ -366,7 +390,8 @@ class BurstFleet(pulumi.ComponentResource):
             },
             block_device_mappings=[
                 {
-                    "device_name": "/dev/xvda",
+                    # By another name it would be a second volume, beside a root left as it is.
+                    "device_name": image.root_device_name,
                     "ebs": {
                         "encrypted": "true",
                         "volume_size": args.fleet.root_gib,
@@ -382,19 +407,8 @@ class BurstFleet(pulumi.ComponentResource):
                     "security_groups": [security_group.id],
                 }
             ],
-            user_data=pulumi.Output.all(args.facts, workload_secrets.version).apply(
-                lambda values: user_data(
-                    facts=values[0],
-                    secrets_version=int(values[1]),
-                    fleet=args.fleet,
-                    plan=args.plan,
-                    names=args.names,
-                    group_name=group_name,
-                    launch_hook=JOINING_HOOK,
-                    terminate_hook=LEAVING_HOOK,
-                    workload=args.workload,
-                    database=args.database,
-                )
+            user_data=pulumi.Output.all(args.facts.apply(fitting), workload_secrets.version).apply(
+                lambda values: rendered(values[0], int(values[1]))
             ),
             tag_specifications=[
                 {"resource_type": kind, "tags": {**args.tags, "Name": name}}
@@ -404,16 +418,54 @@ class BurstFleet(pulumi.ComponentResource):
             opts=self._child(),
         )
 
-    def _image_id(self, args: BurstFleetArgs) -> pulumi.Input[str]:
-        image = args.fleet.image
-        if image.id is not None:
-            return image.id
-        return aws.ec2.get_ami_output(
-            owners=[str(image.owner)],
-            most_recent=True,
-            filters=[{"name": "name", "values": [str(image.name)]}],
-            opts=self._invoke_output(),
-        ).id
+    def _image(self, args: BurstFleetArgs) -> pulumi.Output[aws.ec2.GetAmiResult]:
+        """The image members boot from.
+
+        Raises:
+            RunError: in the output, when there is none, or none that the instance types can run.
+        """
+        fleet, image = args.fleet, args.fleet.image
+        setting = f"fleets.{args.plan.name}.image"
+        types = f"instance-types {', '.join(fleet.instance_types)}"
+        wanted = (
+            {"image-id": image.id}
+            if image.id is not None
+            # An image that is still being made can't be launched.
+            else {"name": image.name, "architecture": fleet.architecture, "state": "available"}
+        )
+
+        def missing(error: Exception) -> NoReturn:
+            described = ", ".join(f"{key} {value}" for key, value in wanted.items())
+            owner = f"owner {image.owner}, " if image.owner is not None else ""
+            msg = (
+                f"{setting}: no image ({owner}{described}) was found in {fleet.region} for "
+                f"{types}, and members boot from it. Correct the image or the types. EC2 said: "
+                f"{error}"
+            )
+            raise pulumi.RunError(msg)
+
+        def fitting(found: aws.ec2.GetAmiResult) -> aws.ec2.GetAmiResult:
+            if found.architecture != fleet.architecture:
+                msg = (
+                    f"{setting}: {found.id} is made for {found.architecture}, but {types} are "
+                    f"{fleet.architecture}, so no member would boot. Give an image or types of "
+                    "the other architecture"
+                )
+                raise pulumi.RunError(msg)
+            return found
+
+        return (
+            aws.ec2.get_ami_output(
+                owners=None if image.owner is None else [image.owner],
+                most_recent=True,
+                # Whoever names an image by its id may launch it as long as it is there.
+                include_deprecated=image.id is not None,
+                filters=[{"name": key, "values": [str(value)]} for key, value in wanted.items()],
+                opts=self._invoke_output(),
+            )
+            .recover(missing)
+            .apply(fitting)
+        )
 
     def _group(
         self,

@@ -55,6 +55,8 @@ HARDENING = {
 
 START = """\
 systemctl restart systemd-journald.service
+# Ubuntu's crash handler sets two of the following values itself, at every boot.
+systemctl mask --quiet --now apport.service
 sysctl --quiet --load /etc/sysctl.d/60-fortress.conf
 swapoff --all
 systemctl daemon-reload

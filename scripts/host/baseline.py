@@ -138,7 +138,7 @@ def load_modules(file: File) -> list[str]:
         if not succeeds(["modprobe", module]):
             msg = (
                 f"the kernel has no module {module}, which the network needs. Install a full "
-                "kernel (Debian: linux-image-amd64) and reboot"
+                "kernel (Debian: linux-image-amd64 or -arm64; Ubuntu: linux-generic) and reboot"
             )
             raise HostError(msg)
     return sorted(write_files([file]))

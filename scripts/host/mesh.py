@@ -340,7 +340,8 @@ def apply(content: dict[str, Any]) -> None:
     if not succeeds(["modprobe", "wireguard"]):
         msg = (
             "the kernel has no module wireguard, so this machine cannot join the mesh. Install a "
-            "kernel that has it (Debian: linux-image-amd64) and reboot"
+            "kernel that has it (Debian: linux-image-amd64 or -arm64; Ubuntu: linux-generic) and "
+            "reboot"
         )
         raise HostError(msg)
     changed = []

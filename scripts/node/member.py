@@ -415,14 +415,16 @@ def has_program(system: System, name: str) -> bool:
 
 
 def prepare(system: System, settings: MemberSettings) -> None:
-    """Install what the image lacks; a baked image (docs/operations) lacks nothing."""
+    """Install what the image lacks; a baked image (docs/images.md) lacks nothing."""
     missing = required_packages(settings.workload_kind, lambda name: has_program(system, name))
     if not missing:
         return
     print(f"the image lacks {' '.join(missing)}: installing", flush=True)
     apt = ["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=120", "-o", "Dpkg::Use-Pty=0"]
     system.run([*apt, "update"], timeout=settings.join_seconds)
-    argv = ["env", "DEBIAN_FRONTEND=noninteractive", *apt, "install", "--yes"]
+    # Ubuntu would look through all processes for services to restart, this one among them.
+    quiet = ["DEBIAN_FRONTEND=noninteractive", "NEEDRESTART_SUSPEND=1"]
+    argv = ["env", *quiet, *apt, "install", "--yes"]
     system.run([*argv, "--no-install-recommends", *missing], timeout=settings.join_seconds)
     importlib.invalidate_caches()
 

@@ -27,6 +27,12 @@ from tests.lab.engine import Engine
 REGION = "eu-central-1"
 START_LIMIT_SECONDS = 60
 SECRET = "a-seed-nobody-may-read"
+# What Debian and Canonical register; moto's own RegisterImage keeps neither processor nor device.
+PUBLISHER = "136693071363"
+PUBLISHED = {
+    "ami-0000000000000000a": ("x86_64", "/dev/xvda"),
+    "ami-0000000000000000b": ("arm64", "/dev/sda1"),
+}
 SERVICES = ("ec2", "iam", "ssm", "dynamodb", "autoscaling", "sts", "logs", "lambda")
 
 
@@ -66,10 +72,25 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """moto in a process of its own: another test changes moto inside this one."""
     port = free_port()
     log = tmp_path_factory.mktemp("moto") / "log"
+    images = log.with_name("images.json")
+    images.write_text(
+        json.dumps(
+            [
+                {
+                    "ami_id": identifier,
+                    "name": f"published-{architecture}",
+                    "owner_id": PUBLISHER,
+                    "architecture": architecture,
+                    "root_device_name": root_device,
+                }
+                for identifier, (architecture, root_device) in PUBLISHED.items()
+            ]
+        )
+    )
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-            env=os.environ | {"MOTO_EC2_LOAD_DEFAULT_AMIS": "false"},
+            env=os.environ | {"MOTO_AMIS_PATH": str(images)},
             stdout=output,
             stderr=output,
         )
@@ -361,6 +382,27 @@ def test_a_refusal_of_the_api_is_one_error_with_operation_code_and_message(
     assert not run.succeeded
     assert "CreateSubnet, api error InvalidSubnet.Range: The CIDR '10.99.0.0/24'" in run.output
     assert "Traceback" not in run.output
+
+
+def test_an_image_is_found_by_its_processor_or_id_and_tells_its_root_device(
+    engine: Engine, api: Api
+) -> None:
+    text = (
+        "def found(**filters):\n"
+        "    image = aws.ec2.get_ami(most_recent=True, include_deprecated=True, opts=look,\n"
+        f"        owners=['{PUBLISHER}'],\n"
+        "        filters=[{'name': key.replace('_', '-'), 'values': [value]}"
+        " for key, value in filters.items()])\n"
+        "    return [image.id, image.architecture, image.root_device_name]\n"
+    )
+    for identifier, (architecture, _) in PUBLISHED.items():
+        wanted = f"name='published-*', architecture='{architecture}', state='available'"
+        text += f"pulumi.export('{architecture}', found({wanted}))\n"
+        text += f"pulumi.export('{identifier}', found(image_id='{identifier}'))\n"
+    engine.up(api.program(text))
+    outputs = engine.outputs()
+    for identifier, facts in PUBLISHED.items():
+        assert outputs[facts[0]] == outputs[identifier] == [identifier, *facts]
 
 
 def test_an_image_that_is_not_there_is_reported_in_the_official_words(

@@ -80,7 +80,11 @@ class Recorder(pulumi_mocks.Mocks):
         self.lookups.append((args.token, args.provider))
         answers: dict[str, dict[str, Any]] = {
             "pulumi:pulumi:readStackOutputs": {"outputs": dict(self.earlier_outputs)},
-            "aws:ec2/getAmi:getAmi": {"id": "ami-0123456789abcdef0"},
+            "aws:ec2/getAmi:getAmi": {
+                "id": "ami-0123456789abcdef0",
+                "architecture": "x86_64",
+                "rootDeviceName": "/dev/xvda",
+            },
             "aws:index/getCallerIdentity:getCallerIdentity": {"accountId": "123456789012"},
             "aws:index/getPartition:getPartition": {
                 "partition": "aws",
@@ -160,6 +164,7 @@ def record(
     stack: str = "test",
     recorder: Recorder | None = None,
     earlier_outputs: Mapping[str, Any] | None = None,
+    preview: bool = False,
 ) -> Recorder:
     """Run a piece of program against the recorder, everything awaited."""
     asyncio.set_event_loop(asyncio.new_event_loop())
@@ -167,7 +172,7 @@ def record(
     # One root for each run: outputs of an earlier program must not stay.
     pulumi.runtime.settings.ROOT.set(None)
     pulumi.runtime.set_mocks(
-        recorder, project=PROJECT, stack=stack, preview=False, monitor=RecordingMonitor(recorder)
+        recorder, project=PROJECT, stack=stack, preview=preview, monitor=RecordingMonitor(recorder)
     )
 
     def run() -> pulumi.Output[None]:
@@ -186,6 +191,7 @@ def record_program(
     without: str = "",
     recorder: Recorder | None = None,
     earlier_outputs: Mapping[str, Any] | None = None,
+    preview: bool = False,
 ) -> Recorder:
     """Run `__main__.py` with these settings and made-up secrets.
 
@@ -196,6 +202,7 @@ def record_program(
         without: a secret to leave out.
         recorder: to keep what a program that fails has asked for.
         earlier_outputs: what the stack put out when it last succeeded.
+        preview: whether nothing is made, so that what a provider would decide stays unknown.
     """
     secrets = {
         "mesh-seed": encode(SEED),
@@ -212,4 +219,6 @@ def record_program(
         pulumi.runtime.set_all_config(values, secret_keys=[f"{PROJECT}:{key}" for key in secrets])
         runpy.run_path(str(ROOT / "__main__.py"), run_name="__main__")
 
-    return record(build, stack=stack, recorder=recorder, earlier_outputs=earlier_outputs)
+    return record(
+        build, stack=stack, recorder=recorder, earlier_outputs=earlier_outputs, preview=preview
+    )

@@ -17,6 +17,7 @@ from member import (
     Member,
     MemberSettings,
     established,
+    prepare,
     required_packages,
 )
 from metadata import Metadata
@@ -492,6 +493,19 @@ def test_nothing_is_installed_that_the_image_has() -> None:
         "python3-boto3",
         "wireguard-tools",
     ]
+
+
+@pytest.mark.parametrize(("lacking", "commands"), [(set(), 0), ({"wg", "python:boto3"}, 2)])
+def test_the_mirror_is_asked_only_for_what_is_missing(
+    lacking: set[str], commands: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("member.has_program", lambda system, name: name not in lacking)
+    done: list[str] = []
+    prepare(Machine(done), settings_of())
+    assert len(done) == commands
+    if done:
+        assert done[0].endswith(" update")
+        assert done[1].endswith("--no-install-recommends python3-boto3 wireguard-tools")
 
 
 def test_the_tunnel_s_keys_are_those_the_hub_lists_for_the_slot(tmp_path: Path) -> None:

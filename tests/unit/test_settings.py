@@ -154,6 +154,11 @@ BAD = [
     ("a VPC in the mesh", put("fleets.frankfurt.vpc-range", "10.100.0.0/16"), "overlaps"),
     ("two VPCs alike", add_fleet(vpc_range="10.64.128.0/17"), "overlaps"),
     ("an image given twice", put("fleets.frankfurt.image.id", "ami-12345678"), "by id or by owner"),
+    (
+        "types that need two images",
+        put("fleets.frankfurt.instance-types", ["t3.medium", "t4g.medium"]),
+        "instance-types t3.medium (x86_64), t4g.medium (arm64) need different images",
+    ),
     ("a health path with a query", put("workload.health-path", "/health?x=1"), "absolute HTTP"),
     ("a workload that is not there", put("workload.directory", "nowhere"), "has no file `install`"),
     ("ports that meet", put("workload.health-port", 8080), "workload.health-port are both 8080"),

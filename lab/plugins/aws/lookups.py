@@ -15,7 +15,10 @@ def _filters(arguments: Properties) -> list[dict[str, Any]]:
 
 
 def _image(cloud: Cloud, arguments: Properties) -> Properties:
-    parameters: dict[str, Any] = {"Filters": _filters(arguments)}
+    parameters: dict[str, Any] = {
+        "Filters": _filters(arguments),
+        "IncludeDeprecated": arguments.get("includeDeprecated", False),
+    }
     if arguments.get("owners"):
         parameters["Owners"] = arguments["owners"]
     if arguments.get("executableUsers"):
