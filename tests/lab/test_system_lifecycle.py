@@ -142,7 +142,7 @@ def test_a_spot_notice_drains_the_member_before_its_machine_is_taken(lab: Lab) -
         lambda: instance not in {claim["instance"] for claim in lab.claims().values()},
         120,
     )
-    await_condition("a replacement to serve", lab.in_service)
+    await_condition("a replacement to serve", lambda: set(lab.in_service()) - {instance})
     await_condition("the door to see it", lab.members, 60)
     assert load.end()["failed"] == []
 
