@@ -358,6 +358,8 @@ def test_a_member_that_is_told_to_leave_drains_then_stops_then_releases(
         f"release {SLOT}",
     )
     assert ("complete group left CONTINUE" in world.events) == completes
+    # Nobody waits for the rest of a spot notice: what is off is replaced.
+    assert (world.events[-1] == "systemctl poweroff") == (not completes)
     assert world.status()["state"] == "left"
 
 
