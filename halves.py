@@ -14,6 +14,7 @@ import pulumi
 from components.burst_fleet import BurstFleet, BurstFleetArgs, FleetSeed
 from components.edge_balancer import EdgeBalancer, EdgeBalancerArgs
 from components.providers import aws_provider, libvirt_providers
+from components.refusals import refuse_unfit
 from components.sovereign_core import SovereignCore, SovereignCoreArgs
 from components.sovereign_services import SovereignServices, SovereignServicesArgs
 from components.spill_publisher import SpillPublisher, SpillPublisherArgs
@@ -26,9 +27,11 @@ from plan.names import fleet_names, seed_parameter, tags
 from plan.secrets import checked_certificate, checked_password
 from render.join_bundle import JoinBundle, agreed_bundles, bundle_output
 from render.member import join_facts
+from render.workload import workload_files
 from settings import (
     PROJECT,
     DatabaseSettings,
+    Layout,
     Role,
     Settings,
     SettingsError,
@@ -79,11 +82,16 @@ def build_core(settings: Settings, config: pulumi.Config) -> CoreHalf:
     """Core, mesh, services and door, for all slots of the declared fleets.
 
     Raises:
-        SettingsError: when a secret is missing or addresses do not fit.
+        SettingsError: when a secret is missing, addresses do not fit, or AWS would refuse a fleet.
     """
     core = core_of(settings)
     plan = plan_mesh(settings.mesh, core.nodes, settings.fleets)
     refuse_unsafe_steps(own_outputs().get("generations", {}), plan)
+    # What is declared is made even when the program fails later, so refusals come first.
+    workload_files(settings.workload)
+    if settings.layout is Layout.SINGLE:
+        for fleet in plan.fleets:
+            refuse_unfit(settings, fleet, settings.database)
     seed = load_secret(config, "mesh-seed", decode_seed)
     ssh_private_key = load_secret(config, "ssh-private-key", authorized_key)
     app_password = load_secret(config, "database-password", checked_password)
@@ -211,7 +219,8 @@ async def build_fleets_of_another_core(settings: Settings) -> dict[str, FleetOut
     stacks is told while nothing has been touched. Reading another stack takes no lock.
 
     Raises:
-        RunError: when the core stack does not know these fleets as this stack describes them.
+        RunError: when the core stack does not know these fleets as this stack describes them, or
+            AWS would refuse one.
     """
     reference = pulumi.StackReference("core", settings.core_stack)
     details = await reference.get_output_details("join_bundles")
@@ -221,6 +230,8 @@ async def build_fleets_of_another_core(settings: Settings) -> dict[str, FleetOut
             name: plan_fleet(name, settings.fleets[name], bundle.facts.range)
             for name, bundle in bundles.items()
         }
+        for name, bundle in bundles.items():
+            refuse_unfit(settings, plans[name], bundle.database)
     except SettingsError as error:
         raise pulumi.RunError(str(error)) from None
     return {

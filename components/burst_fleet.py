@@ -18,6 +18,7 @@ from plan.names import (
     function_name,
     metric_dimensions,
 )
+from plan.names import group_name as group_name_of
 from render.member import JoinFacts, user_data
 from render.policies import fleet_role, instance_trust
 from render.workload import workload_secrets as render_secrets
@@ -181,8 +182,7 @@ class BurstFleet(pulumi.ComponentResource):
             tags=args.tags,
             opts=self._child(),
         )
-        # The group's name is decided here, because role and members speak of the group by name.
-        group_name = f"{pulumi.get_project()}-{pulumi.get_stack()}-{args.plan.name}"
+        group_name = group_name_of(pulumi.get_project(), pulumi.get_stack(), args.plan.name)
         profile, permissions = self._role(name, args, group_name)
         template = self._launch_template(
             name, args, group_name, profile, security_group, workload_secrets

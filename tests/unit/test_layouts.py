@@ -179,6 +179,11 @@ CONTRADICTIONS: list[tuple[str, Change, str]] = [
         lambda data: data["workload"].update({"health-port": 9091}),
         "workload.health-port 9091 is not the 8081 of",
     ),
+    (
+        "a region that AWS does not have",
+        lambda data: data["fleets"]["stockholm"].update({"region": "eu-nort-1"}),
+        "fleets.stockholm.region: 'eu-nort-1' is in no list .*alike: eu-north-1",
+    ),
 ]
 
 
@@ -187,7 +192,7 @@ CONTRADICTIONS: list[tuple[str, Change, str]] = [
     [row[1:] for row in CONTRADICTIONS],
     ids=[row[0] for row in CONTRADICTIONS],
 )
-def test_a_contradiction_between_both_stacks_is_told_before_any_resource(
+def test_what_the_core_or_aws_would_not_take_is_told_before_any_resource(
     core: Recorder, change: Change, message: str
 ) -> None:
     data = edge_data()

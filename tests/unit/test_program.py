@@ -159,11 +159,70 @@ def test_a_missing_secret_is_named_with_the_command_that_sets_it(
         record_program(sample_data(), ssh_private_key=ssh_private_key, without=secret)
 
 
+def refusal(data: dict[str, Any], ssh_private_key: str) -> str:
+    """Why the program ends, which it must do before it declares anything."""
+    recorder = Recorder()
+    with pytest.raises(pulumi.RunError) as raised:
+        record_program(data, ssh_private_key=ssh_private_key, recorder=recorder)
+    assert recorder.registrations == [], "what is declared is made, whatever comes after"
+    return str(raised.value)
+
+
 def test_a_wrong_setting_stops_the_program_before_any_resource(ssh_private_key: str) -> None:
     data = sample_data()
     data["mesh"] = {"prot": 51820}
-    with pytest.raises(pulumi.RunError, match=r"settings\.mesh\.prot: unknown setting"):
-        record_program(data, ssh_private_key=ssh_private_key)
+    assert "settings.mesh.prot: unknown setting" in refusal(data, ssh_private_key)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "wrong", "alike"),
+    [
+        ("region", "eu-centrl-1", "eu-centrl-1", "eu-central-1"),
+        ("instance-types", ["t3.large", "t3.meduim"], "t3.meduim", "t3.medium"),
+    ],
+)
+def test_a_name_that_aws_does_not_have_is_told_before_any_resource(
+    key: str, value: object, wrong: str, alike: str, ssh_private_key: str
+) -> None:
+    data = sample_data()
+    data["fleets"]["frankfurt"][key] = value
+    said = refusal(data, ssh_private_key)
+    assert said.startswith(f"settings.fleets.frankfurt.{key}: {wrong!r} is in no list of AWS's")
+    assert f"(alike: {alike}" in said
+
+
+def test_an_api_of_another_maker_may_have_names_of_its_own(ssh_private_key: str) -> None:
+    data = sample_data()
+    data["fleets"]["frankfurt"].update(
+        {
+            "region": "no-oslo-1",
+            "instance-types": ["b2.c4r8"],
+            "endpoint-url": "https://cloud.example.no",
+        }
+    )
+    assert record_program(data, ssh_private_key=ssh_private_key).stack_outputs["fleets"]
+
+
+def test_user_data_that_is_too_large_is_told_before_any_resource(
+    ssh_private_key: str, tmp_path: Path
+) -> None:
+    data = sample_data()
+    data["workload"]["directory"] = str(tmp_path)
+    for name in ("install", "start"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+    (tmp_path / "page.html").write_text("".join(f"{number * 7919:x}" for number in range(9000)))
+    assert "EC2 takes 16384. Largest: " in refusal(data, ssh_private_key)
+
+
+def test_a_workload_that_is_no_text_is_told_before_any_resource(
+    ssh_private_key: str, tmp_path: Path
+) -> None:
+    data = sample_data() | {"fleets": {}}
+    data["workload"]["directory"] = str(tmp_path)
+    for name in ("install", "start"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+    (tmp_path / "picture").write_bytes(b"\xff\xd8\xff")
+    assert "picture is not UTF-8 text" in refusal(data, ssh_private_key)
 
 
 PARAMETER = "aws:ssm/parameter:Parameter"
@@ -361,5 +420,4 @@ def test_a_function_name_that_aws_would_refuse_is_told_before_any_resource(
 ) -> None:
     data = sample_data()
     data["fleets"]["frankfurt"]["functions"] = {"a-job-with-a-rather-long-name-ok": JOB}
-    with pytest.raises(pulumi.RunError, match="66 characters, and AWS takes 64"):
-        record_program(data, ssh_private_key=ssh_private_key)
+    assert "66 characters, and AWS takes 64" in refusal(data, ssh_private_key)

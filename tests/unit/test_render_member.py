@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 
 import settings
-from plan.derivation import encode, fleet_seed
+from plan.derivation import derive, encode, fleet_seed
 from plan.keys import slot_keys
 from plan.names import fleet_names
 from render.member import (
+    HIGH_VERSION,
     LIMIT_BYTES,
+    LONG_FACTS,
     SCRIPTS,
+    JoinFacts,
     join_facts,
     pack,
     user_data,
@@ -27,11 +30,11 @@ from settings import ROOT, Settings, SettingsError
 from tests.unit.samples import SEED, container_workload, mesh_of, sample, sample_data
 
 
-def rendered(of: Settings) -> str:
+def rendered(of: Settings, facts: JoinFacts | None = None, secrets_version: int = 1) -> str:
     mesh = mesh_of(of)
     plan = mesh.fleet("frankfurt")
     return user_data(
-        facts=join_facts(mesh, hub_public_key="HUBKEY="),
+        facts=facts or join_facts(mesh, hub_public_key="HUBKEY="),
         fleet=of.fleets["frankfurt"],
         plan=plan,
         names=fleet_names("fortress-and-fleet", "prod", "frankfurt", plan.generation),
@@ -40,7 +43,7 @@ def rendered(of: Settings) -> str:
         terminate_hook="left",
         workload=of.workload,
         database=of.database,
-        secrets_version=1,
+        secrets_version=secrets_version,
     )
 
 
@@ -157,6 +160,13 @@ def test_too_much_is_refused_with_the_size_and_what_is_large(
     data["workload"]["directory"] = str(tmp_path)
     with pytest.raises(SettingsError, match=r"fleet frankfurt has \d+ bytes .*page\.html \d+"):
         rendered(settings.validate(data))
+
+
+def test_what_fits_with_made_up_facts_fits_with_true_ones() -> None:
+    limit = len(rendered(sample(), LONG_FACTS, secrets_version=HIGH_VERSION))
+    for number in range(20):
+        facts = join_facts(mesh_of(sample()), hub_public_key=encode(derive(SEED, "hub", number)))
+        assert len(rendered(sample(), facts, secrets_version=10 * number)) < limit
 
 
 def test_nobody_can_log_in_and_only_the_edge_reaches_the_workload() -> None:
