@@ -83,10 +83,10 @@ class BurstFleetArgs:
     tags: dict[str, str]
 
 
-def subnet_ranges(vpc_range: IPv4Network, zones: Sequence[str]) -> dict[str, str]:
-    """One subnet per zone, at a place that does not move when zones are added."""
-    subnets = vpc_range.subnets(prefixlen_diff=SUBNET_BITS)
-    return {zone: str(subnet) for zone, subnet in zip(zones, subnets, strict=False)}
+def subnet_ranges(vpc_range: IPv4Network, letters: Sequence[str]) -> dict[str, str]:
+    """One subnet per zone, by its letter, at a place that does not move when zones are added."""
+    subnets = list(vpc_range.subnets(prefixlen_diff=SUBNET_BITS))
+    return {letter: str(subnets[ord(letter) - ord("a")]) for letter in letters}
 
 
 def joining_hook(fleet: FleetSettings) -> JoiningHook:
@@ -267,10 +267,10 @@ class BurstFleet(pulumi.ComponentResource):
             tags=tags,
             opts=self._child(),
         )
-        letters = "abcdef"[: args.fleet.availability_zones]
-        zones = [f"{args.fleet.region}{letter}" for letter in letters]
+        ranges = subnet_ranges(args.fleet.vpc_range, args.fleet.availability_zones)
         subnets = []
-        for zone, network in subnet_ranges(args.fleet.vpc_range, zones).items():
+        for letter, network in ranges.items():
+            zone = f"{args.fleet.region}{letter}"
             subnet = aws.ec2.Subnet(
                 f"{name}-subnet-{zone}",
                 vpc_id=vpc.id,

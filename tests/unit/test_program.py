@@ -95,6 +95,23 @@ def test_the_databases_volume_and_machine_are_protected(recorder: Recorder) -> N
     assert recorder.named("oslo-oslo-db-01-domain").protect
 
 
+def test_a_zones_subnet_stays_where_it_is_when_another_zone_is_added(ssh_private_key: str) -> None:
+    def subnets(*letters: str) -> dict[str, str]:
+        data = sample_data()
+        data["fleets"]["frankfurt"]["availability-zones"] = letters
+        recorder = record_program(data, ssh_private_key=ssh_private_key)
+        return {
+            entry.inputs["availabilityZone"]: entry.inputs["cidrBlock"]
+            for entry in recorder.of_type("aws:ec2/subnet:Subnet")
+        }
+
+    assert subnets("a", "c") == {
+        "eu-central-1a": "10.64.0.0/20",
+        "eu-central-1c": "10.64.32.0/20",
+    }
+    assert subnets("a", "c").items() <= subnets("a", "b", "c").items()
+
+
 def test_the_number_of_resources_does_not_depend_on_the_size_of_the_fleet(
     ssh_private_key: str,
 ) -> None:
