@@ -271,7 +271,6 @@ def user_data(
         "runcmd": [
             ["systemctl", "restart", "systemd-journald.service"],
             ["sysctl", "--quiet", "--load", "/etc/sysctl.d/60-fortress.conf"],
-            ["swapoff", "--all"],
             ["systemctl", "daemon-reload"],
             ["systemctl", "enable", "--now", "--no-block", "fortress-member.service"],
         ],

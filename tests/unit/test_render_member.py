@@ -128,6 +128,31 @@ def test_its_size_does_not_depend_on_the_number_of_slots() -> None:
     assert len(rendered(settings.validate(data))) < len(rendered(sample())) + 200
 
 
+def test_nothing_of_a_request_or_key_reaches_a_disk() -> None:
+    files = files_of(sample())
+    kernel = files["/etc/sysctl.d/60-fortress.conf"].splitlines()
+    assert {"kernel.core_pattern=|/bin/false", "fs.suid_dumpable=0"} <= set(kernel)
+    journal = files["/etc/systemd/journald.conf.d/60-fortress.conf"].splitlines()
+    assert {"Storage=volatile", "RuntimeMaxUse=32M", "ForwardToSyslog=no"} <= set(journal)
+    for name in ("member", "workload"):
+        unit = files[f"/etc/systemd/system/fortress-{name}.service"].splitlines()
+        assert "LimitCORE=0" in unit
+    commands = unpacked(rendered(sample()))["runcmd"]
+    assert ["systemctl", "restart", "systemd-journald.service"] in commands
+    assert ["sysctl", "--quiet", "--load", "/etc/sysctl.d/60-fortress.conf"] in commands
+
+
+def test_a_member_has_no_swap_after_a_reboot_either() -> None:
+    unit = files_of(sample())["/etc/systemd/system/fortress-member.service"].splitlines()
+    before = unit.index("ExecStartPre=/usr/sbin/swapoff --all")
+    assert before < unit.index("ExecStart=/usr/bin/python3 /usr/local/lib/fortress/node/member.py")
+
+
+def test_what_a_member_says_is_in_its_console_log() -> None:
+    unit = files_of(sample())["/etc/systemd/system/fortress-member.service"].splitlines()
+    assert {"StandardOutput=journal+console", "StandardError=journal+console"} <= set(unit)
+
+
 def test_output_of_the_workload_is_kept_only_when_asked_for() -> None:
     unit = "/etc/systemd/system/fortress-workload.service"
     assert "StandardOutput=null" in files_of(sample())[unit]
