@@ -22,6 +22,7 @@ from tests.unit.recorder import (
     record_program,
 )
 from tests.unit.samples import SEED, sample_data
+from tests.unit.test_policies import allows
 
 CORE_STACK = "organization/fortress-and-fleet/prod-core"
 REGIONS = {"frankfurt": "eu-central-1", "london": "eu-west-2", "stockholm": "eu-north-1"}
@@ -272,6 +273,36 @@ def test_every_fleets_members_are_told_of_their_own_fleet(edge: Recorder) -> Non
     for key in ("claim_table", "seed_parameter", "workload_parameter", "group"):
         assert len({row[key] for row in told.values()}) == 3
     assert {row["mesh"]["hub_endpoint"] for row in told.values()} == {"198.51.100.11:51820"}
+
+
+def test_a_role_may_what_its_own_fleets_members_ask_for_and_nothing_of_another_fleets(
+    edge: Recorder,
+) -> None:
+    assert {e.type for e in edge.registrations if e.type.startswith("aws:iam/")} == {
+        "aws:iam/role:Role",
+        "aws:iam/rolePolicy:RolePolicy",
+        "aws:iam/instanceProfile:InstanceProfile",
+    }, "a policy from elsewhere would not be judged here"
+    documents = {
+        entry.name.removesuffix("-member"): json.loads(entry.inputs["policy"])
+        for entry in edge.of_type("aws:iam/rolePolicy:RolePolicy")
+    }
+    for name in REGIONS:
+        told = member(edge, name)
+        place = f"{told['region']}:123456789012"
+        group = f"autoScalingGroup:any:autoScalingGroupName/{told['group']}"
+        for action, resource in (
+            ("dynamodb:Scan", f"dynamodb:{place}:table/{told['claim_table']}"),
+            ("dynamodb:PutItem", f"dynamodb:{place}:table/{told['claim_table']}"),
+            ("ssm:GetParameters", f"ssm:{place}:parameter{told['seed_parameter']}"),
+            ("ssm:GetParameters", f"ssm:{place}:parameter{told['workload_parameter']}"),
+            ("autoscaling:SetInstanceHealth", f"autoscaling:{place}:{group}"),
+            ("autoscaling:CompleteLifecycleAction", f"autoscaling:{place}:{group}"),
+        ):
+            may = {
+                role for role in REGIONS if allows(documents[role], action, f"arn:aws:{resource}")
+            }
+            assert may == {name}, f"{action} on {resource}"
 
 
 def test_every_fleet_is_in_its_own_region_and_network(edge: Recorder) -> None:

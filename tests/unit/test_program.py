@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -176,9 +177,9 @@ def test_a_missing_secret_is_named_with_the_command_that_sets_it(
         record_program(sample_data(), ssh_private_key=ssh_private_key, without=secret)
 
 
-def refusal(data: dict[str, Any], ssh_private_key: str) -> str:
+def refusal(data: dict[str, Any], ssh_private_key: str, *, before: Recorder | None = None) -> str:
     """Why the program ends, which it must do before it declares anything."""
-    recorder = Recorder()
+    recorder = Recorder(earlier_outputs=before.stack_outputs if before else {})
     with pytest.raises(pulumi.RunError) as raised:
         record_program(data, ssh_private_key=ssh_private_key, recorder=recorder)
     assert recorder.registrations == [], "what is declared is made, whatever comes after"
@@ -296,12 +297,29 @@ def test_members_may_read_the_seeds_that_are_accepted(ssh_private_key: str) -> N
         assert found == readable
 
 
+@pytest.mark.parametrize(
+    ("what", "whose"),
+    [
+        (lambda data: data["core"]["nodes"][0], "node oslo-db-01"),
+        (lambda data: data["core"]["nodes"][1], "node oslo-web-02"),
+        (lambda data: data["fleets"]["frankfurt"], "fleets.frankfurt"),
+    ],
+    ids=["hub", "core node", "fleet"],
+)
+@pytest.mark.parametrize("layout", ["single", "core"])
 def test_a_generation_that_goes_backwards_is_refused_before_any_resource(
+    what: Callable[[dict[str, Any]], dict[str, Any]],
+    whose: str,
+    layout: str,
     ssh_private_key: str,
 ) -> None:
-    before = at_generation(1, ssh_private_key)
-    with pytest.raises(pulumi.RunError, match=r"fleets\.frankfurt has generation 0"):
-        at_generation(0, ssh_private_key, before=before)
+    data = sample_data() | {"layout": layout}
+    what(data)["generation"] = 1
+    before = record_program(data, ssh_private_key=ssh_private_key)
+    what(data)["generation"] = 0
+    assert f"{whose} has generation 0, but this stack already runs 1" in refusal(
+        data, ssh_private_key, before=before
+    )
 
 
 def test_the_group_holds_every_member_until_it_serves(recorder: Recorder) -> None:
@@ -371,6 +389,8 @@ def test_a_cold_fleet_follows_the_number_that_the_door_tells(ssh_private_key: st
         {"min-size": 0, "scaling": {"kind": "spill-pressure", "target-percent": 10}}
     )
     cold = record_program(data, ssh_private_key=ssh_private_key)
+    (group,) = cold.of_type("aws:autoscaling/group:Group")
+    assert group.inputs["minSize"] == 0
     (policy,) = cold.of_type("aws:autoscaling/policy:Policy")
     tracking = policy.inputs["targetTrackingConfiguration"]
     metric = tracking["customizedMetricSpecification"]
