@@ -175,6 +175,21 @@ def test_a_container_gets_its_variables_by_name() -> None:
     assert not [path for path in files if path.startswith("/usr/local/lib/fortress/workload/")]
 
 
+@pytest.mark.parametrize("kind", ["script", "container"])
+def test_a_workload_never_gets_the_instances_role_even_as_root(kind: str) -> None:
+    data = sample_data()
+    if kind == "container":
+        data["workload"] = container_workload()
+    files = files_of(settings.validate(data))
+    unit = files["/etc/systemd/system/fortress-workload.service"].splitlines()
+    assert "IPAddressDeny=169.254.169.254 fd00:ec2::254" in unit
+    if kind == "container":
+        # The refusal holds for the unit's processes, so the container must be among them.
+        (start,) = [line for line in unit if line.startswith("ExecStart=")]
+        assert "--cgroups split" in start
+        assert "Delegate=yes" in unit
+
+
 def test_too_much_is_refused_with_the_size_and_what_is_large(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
