@@ -696,14 +696,19 @@ class Settings(Model):
                 )
                 raise ValueError(msg)
         nodes = () if self.core is None else self.core.nodes
-        for node in nodes:
-            for name, network in ranges:
-                if node.address in network and name != "core.libvirt.network.range":
-                    msg = (
-                        f"node {node.name} has address {node.address} inside {name} {network}: the "
-                        "machine would be looked for in the wrong network. Move one of them"
-                    )
-                    raise ValueError(msg)
+        addresses = [
+            (node.name, key, address)
+            for node in nodes
+            for key, address in (("address", node.address), ("public-address", node.public_address))
+            if address is not None
+        ]
+        for (node_name, key, address), (name, network) in itertools.product(addresses, ranges):
+            if address in network and name != "core.libvirt.network.range":
+                msg = (
+                    f"node {node_name} has {key} {address} inside {name} {network}: the machine "
+                    "would be looked for in the wrong network. Move one of them"
+                )
+                raise ValueError(msg)
         return self
 
     @model_validator(mode="after")

@@ -159,6 +159,16 @@ BAD = [
         put("fleets.frankfurt.availability-zones", 3),
         "fleets.frankfurt.availability-zones: 3 is not accepted",
     ),
+    (
+        "a hub whose public address lies in the tunnel",
+        put("core.nodes.0.public-address", "10.100.0.1"),
+        "node oslo-db-01 has public-address 10.100.0.1 inside mesh.range 10.100.0.0/24",
+    ),
+    (
+        "a node in a VPC",
+        put("core.nodes.1.address", "10.64.0.12"),
+        "node oslo-web-02 has address 10.64.0.12 inside fleets.frankfurt.vpc-range",
+    ),
     ("two VPCs alike", add_fleet(vpc_range="10.64.128.0/17"), "overlaps"),
     ("an image given twice", put("fleets.frankfurt.image.id", "ami-12345678"), "by id or by owner"),
     (
