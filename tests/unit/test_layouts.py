@@ -44,6 +44,7 @@ def three_fleets() -> dict[str, Any]:
             "preference": preference,
         }
     data["fleets"]["london"].update({"instance-types": ["t3.medium", "t3a.medium"]})
+    data["fleets"]["london"].update({"min-size": 2, "max-size": 5})
     data["fleets"]["stockholm"].update({"spot-percent": 70, "generation": 1})
     return data
 
@@ -324,6 +325,14 @@ def test_every_fleet_is_in_its_own_region_and_network(edge: Recorder) -> None:
     assert sorted(images) == sorted(REGIONS.values())
     networks = {entry.inputs["cidrBlock"] for entry in edge.of_type("aws:ec2/vpc:Vpc")}
     assert networks == {"10.64.0.0/16", "10.65.0.0/16", "10.66.0.0/16"}
+
+
+def test_every_group_has_its_own_limits(edge: Recorder) -> None:
+    groups = {
+        entry.name.removesuffix("-group"): (entry.inputs["minSize"], entry.inputs["maxSize"])
+        for entry in edge.of_type("aws:autoscaling/group:Group")
+    }
+    assert groups == {"frankfurt": (1, 8), "london": (2, 5), "stockholm": (1, 8)}
 
 
 def test_several_instance_types_or_a_spot_share_make_a_mixed_group(edge: Recorder) -> None:

@@ -309,6 +309,7 @@ def test_what_can_not_join_in_time_says_why_gives_its_slot_back_and_is_replaced(
     assert f"CANNOT JOIN: {reason}" in capsys.readouterr().out.replace(
         "/fortress/prod/frankfurt/generation-0/seed ", ""
     )
+    assert world.status()["state"] == "failed"
     assert "report_unhealthy" in world.events
     assert "complete group joined ABANDON" in world.events
     assert CONFIGURATION not in world.machine.files

@@ -333,6 +333,22 @@ def test_the_group_holds_every_member_until_it_serves(recorder: Recorder) -> Non
     assert group.inputs["waitForCapacityTimeout"] == "0", "the core would wait for the fleet"
 
 
+def test_the_group_waits_for_a_leaving_member_longer_than_its_requests_may_last(
+    ssh_private_key: str,
+) -> None:
+    data = sample_data()
+    data["fleets"]["frankfurt"]["drain-seconds"] = 900
+    hook = record_program(data, ssh_private_key=ssh_private_key).named("frankfurt-leaving").inputs
+    assert hook["lifecycleTransition"] == "autoscaling:EC2_INSTANCE_TERMINATING"
+    assert hook["heartbeatTimeout"] > 900
+    assert hook["defaultResult"] == "CONTINUE", "a silent member would be kept"
+
+
+def test_a_member_that_powers_off_is_gone_for_good(recorder: Recorder) -> None:
+    (template,) = recorder.of_type("aws:ec2/launchTemplate:LaunchTemplate")
+    assert template.inputs["instanceInitiatedShutdownBehavior"] == "terminate"
+
+
 def refresh(ssh_private_key: str, **changes: object) -> dict[str, Any]:
     data = sample_data()
     data["fleets"]["frankfurt"].update({k.replace("_", "-"): v for k, v in changes.items()})

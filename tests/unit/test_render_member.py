@@ -148,6 +148,21 @@ def test_a_member_has_no_swap_after_a_reboot_either() -> None:
     assert before < unit.index("ExecStart=/usr/bin/python3 /usr/local/lib/fortress/node/member.py")
 
 
+def test_at_power_off_a_member_drains_before_workload_and_network_end() -> None:
+    data = sample_data()
+    data["fleets"]["frankfurt"]["drain-seconds"] = 900
+    unit = files_of(settings.validate(data))["/etc/systemd/system/fortress-member.service"]
+    lines = dict(line.split("=", 1) for line in unit.splitlines() if "=" in line)
+    # systemd stops units in the reverse of the order in which it starts them.
+    assert {
+        "network-online.target",
+        "fortress-workload.service",
+        "fortress-health.service",
+    } <= set(lines["After"].split())
+    assert int(lines["TimeoutStopSec"]) > 900
+    assert lines["KillMode"] == "mixed"
+
+
 def test_what_a_member_says_is_in_its_console_log() -> None:
     unit = files_of(sample())["/etc/systemd/system/fortress-member.service"].splitlines()
     assert {"StandardOutput=journal+console", "StandardError=journal+console"} <= set(unit)
