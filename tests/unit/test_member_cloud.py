@@ -107,6 +107,31 @@ def test_a_refusal_is_one_failure_with_what_was_asked_and_aws_s_own_reason(
     assert "\n" not in str(raised.value)
 
 
+def test_the_group_is_told_of_bad_health_at_once_and_how_a_hook_ends() -> None:
+    client: Any = boto3.client("autoscaling", region_name="eu-central-1")
+    stub = Stubber(client)
+    stub.add_response(
+        "set_instance_health",
+        {},
+        {"InstanceId": "i-one", "HealthStatus": "Unhealthy", "ShouldRespectGracePeriod": False},
+    )
+    stub.add_response(
+        "complete_lifecycle_action",
+        {},
+        {
+            "AutoScalingGroupName": "group",
+            "LifecycleHookName": "joining",
+            "InstanceId": "i-one",
+            "LifecycleActionResult": "ABANDON",
+        },
+    )
+    one = cloud(autoscaling=client)
+    with stub:
+        one.report_unhealthy()
+        one.complete_lifecycle_action("group", "joining", "ABANDON")
+    stub.assert_no_pending_responses()
+
+
 def test_secrets_come_decrypted_in_the_order_asked_for_and_a_missing_one_is_named() -> None:
     ssm = boto3.client("ssm", region_name="eu-central-1")
     for name in ("/b", "/a"):
