@@ -5,6 +5,7 @@ The core's half creates nothing in AWS but the door's key, and that only beside 
 stack; the fleets' half knows of the core its join bundles only.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ import pulumi
 from components.burst_fleet import BurstFleet, BurstFleetArgs, FleetSeed
 from components.edge_balancer import EdgeBalancer, EdgeBalancerArgs
 from components.providers import aws_provider, libvirt_providers
+from components.refusals import refuse_unfit
 from components.sovereign_core import SovereignCore, SovereignCoreArgs
 from components.sovereign_services import SovereignServices, SovereignServicesArgs
 from components.spill_publisher import SpillPublisher, SpillPublisherArgs
@@ -26,15 +28,22 @@ from plan.names import fleet_names, seed_parameter, tags
 from plan.secrets import checked_certificate, checked_password
 from render.join_bundle import JoinBundle, agreed_bundles, bundle_output
 from render.member import join_facts
+from render.workload import workload_files
 from settings import (
     PROJECT,
     DatabaseSettings,
+    Layout,
     Role,
     Settings,
     SettingsError,
     core_of,
     load_secret,
 )
+
+# The engine writes its state while the program starts, and does not read it under a lock.
+STATE_UNREADABLE = "failed to load checkpoint"
+READ_ATTEMPTS = 25
+READ_PAUSE_SECONDS = 0.2
 
 # What is put out of one fleet: `group`, its name, and `functions`, names and URLs by function.
 FleetOutputs = dict[str, Any]
@@ -72,7 +81,17 @@ def own_outputs() -> Mapping[str, Any]:
     anything first; this is the engine's function behind it.
     """
     name = f"{pulumi.get_organization()}/{pulumi.get_project()}/{pulumi.get_stack()}"
-    found = pulumi.runtime.invoke("pulumi:pulumi:readStackOutputs", {"name": name}).value
+    for attempt in range(1, READ_ATTEMPTS + 1):
+        try:
+            found = pulumi.runtime.invoke("pulumi:pulumi:readStackOutputs", {"name": name}).value
+        except Exception as error:
+            # The SDK raises nothing narrower. A file of state that the engine replaces at this
+            # moment is read in part.
+            if STATE_UNREADABLE not in str(error) or attempt == READ_ATTEMPTS:
+                raise
+            time.sleep(READ_PAUSE_SECONDS)
+        else:
+            break
     outputs: Mapping[str, Any] = (found or {}).get("outputs") or {}
     return outputs
 
@@ -81,11 +100,16 @@ def build_core(settings: Settings, config: pulumi.Config) -> CoreHalf:
     """Core, mesh, services and door, for all slots of the declared fleets.
 
     Raises:
-        SettingsError: when a secret is missing or addresses do not fit.
+        SettingsError: when a secret is missing, addresses do not fit, or AWS would refuse a fleet.
     """
     core = core_of(settings)
     plan = plan_mesh(settings.mesh, core.nodes, settings.fleets)
     refuse_unsafe_steps(own_outputs().get("generations", {}), plan)
+    # What is declared is made even when the program fails later, so refusals come first.
+    workload_files(settings.workload)
+    if settings.layout is Layout.SINGLE:
+        for fleet in plan.fleets:
+            refuse_unfit(settings, fleet, settings.database)
     seed = load_secret(config, "mesh-seed", decode_seed)
     ssh_private_key = load_secret(config, "ssh-private-key", authorized_key)
     app_password = load_secret(config, "database-password", checked_password)
@@ -219,7 +243,8 @@ async def build_fleets_of_another_core(settings: Settings) -> dict[str, FleetOut
     stacks is told while nothing has been touched. Reading another stack takes no lock.
 
     Raises:
-        RunError: when the core stack does not know these fleets as this stack describes them.
+        RunError: when the core stack does not know these fleets as this stack describes them, or
+            AWS would refuse one.
     """
     reference = pulumi.StackReference("core", settings.core_stack)
     details = await reference.get_output_details("join_bundles")
@@ -229,6 +254,8 @@ async def build_fleets_of_another_core(settings: Settings) -> dict[str, FleetOut
             name: plan_fleet(name, settings.fleets[name], bundle.facts.range)
             for name, bundle in bundles.items()
         }
+        for name, bundle in bundles.items():
+            refuse_unfit(settings, plans[name], bundle.database)
     except SettingsError as error:
         raise pulumi.RunError(str(error)) from None
     return {

@@ -500,7 +500,11 @@ class FleetSettings(Model):
     )
     image: AmazonImage
     vpc_range: IPv4Network
-    availability_zones: int = Field(default=2, ge=1, le=6)
+    availability_zones: tuple[Literal["a", "b", "c", "d", "e", "f"], ...] = Field(
+        default=("a", "b"),
+        min_length=1,
+        description="Their letters; not every region has the first ones (ap-northeast-1: a, c, d).",
+    )
     root_gib: int = Field(default=8, ge=4)
     scaling: Scaling = CpuScaling()
     # AWS holds a launching instance for two hours at most (PutLifecycleHook, HeartbeatTimeout).
@@ -543,6 +547,18 @@ class FleetSettings(Model):
                 f"block {self.block} has {self.block.num_addresses} addresses, fewer than twice "
                 f"max-size {self.max_size}: even and odd key generations each need half of it "
                 f"while keys rotate. Give at least a /{needed}, or lower max-size"
+            )
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _network_holds_subnets(self) -> Self:
+        # VPC user guide, "VPC CIDR blocks" and "Subnet sizing": both from /16 to /28.
+        if not 16 <= self.vpc_range.prefixlen <= 24:
+            msg = (
+                f"vpc-range {self.vpc_range} is not between /16 and /24: AWS takes no larger "
+                "network, and a sixteenth of it, one zone's subnet, no smaller than /28. Give for "
+                "example a /20"
             )
             raise ValueError(msg)
         return self
@@ -705,14 +721,19 @@ class Settings(Model):
                 )
                 raise ValueError(msg)
         nodes = () if self.core is None else self.core.nodes
-        for node in nodes:
-            for name, network in ranges:
-                if node.address in network and name != "core.libvirt.network.range":
-                    msg = (
-                        f"node {node.name} has address {node.address} inside {name} {network}: the "
-                        "machine would be looked for in the wrong network. Move one of them"
-                    )
-                    raise ValueError(msg)
+        addresses = [
+            (node.name, key, address)
+            for node in nodes
+            for key, address in (("address", node.address), ("public-address", node.public_address))
+            if address is not None
+        ]
+        for (node_name, key, address), (name, network) in itertools.product(addresses, ranges):
+            if address in network and name != "core.libvirt.network.range":
+                msg = (
+                    f"node {node_name} has {key} {address} inside {name} {network}: the machine "
+                    "would be looked for in the wrong network. Move one of them"
+                )
+                raise ValueError(msg)
         return self
 
     @model_validator(mode="after")

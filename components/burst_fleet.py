@@ -18,10 +18,11 @@ from plan.names import (
     function_name,
     metric_dimensions,
 )
+from plan.names import group_name as group_name_of
 from render.member import JoinFacts, user_data
 from render.policies import fleet_role, instance_trust
 from render.workload import workload_secrets as render_secrets
-from settings import DatabaseSettings, FleetSettings, SettingsError, Workload
+from settings import DatabaseSettings, FleetSettings, Workload
 
 # Enough for a /16 to hold 16 zones' subnets; AWS takes ranges from /16 to /28 (VPC user guide).
 SUBNET_BITS = 4
@@ -85,10 +86,10 @@ class BurstFleetArgs:
     launch_after: Sequence[pulumi.Resource] = ()
 
 
-def subnet_ranges(vpc_range: IPv4Network, zones: Sequence[str]) -> dict[str, str]:
-    """One subnet per zone, at a place that does not move when zones are added."""
-    subnets = vpc_range.subnets(prefixlen_diff=SUBNET_BITS)
-    return {zone: str(subnet) for zone, subnet in zip(zones, subnets, strict=False)}
+def subnet_ranges(vpc_range: IPv4Network, letters: Sequence[str]) -> dict[str, str]:
+    """One subnet per zone, by its letter, at a place that does not move when zones are added."""
+    subnets = list(vpc_range.subnets(prefixlen_diff=SUBNET_BITS))
+    return {letter: str(subnets[ord(letter) - ord("a")]) for letter in letters}
 
 
 def joining_hook(fleet: FleetSettings) -> JoiningHook:
@@ -184,8 +185,7 @@ class BurstFleet(pulumi.ComponentResource):
             tags=args.tags,
             opts=self._child(),
         )
-        # The group's name is decided here, because role and members speak of the group by name.
-        group_name = f"{pulumi.get_project()}-{pulumi.get_stack()}-{args.plan.name}"
+        group_name = group_name_of(pulumi.get_project(), pulumi.get_stack(), args.plan.name)
         profile, permissions = self._role(name, args, group_name)
         template = self._launch_template(
             name, args, group_name, profile, security_group, workload_secrets
@@ -270,10 +270,10 @@ class BurstFleet(pulumi.ComponentResource):
             tags=tags,
             opts=self._child(),
         )
-        letters = "abcdef"[: args.fleet.availability_zones]
-        zones = [f"{args.fleet.region}{letter}" for letter in letters]
+        ranges = subnet_ranges(args.fleet.vpc_range, args.fleet.availability_zones)
         subnets = []
-        for zone, network in subnet_ranges(args.fleet.vpc_range, zones).items():
+        for letter, network in ranges.items():
+            zone = f"{args.fleet.region}{letter}"
             subnet = aws.ec2.Subnet(
                 f"{name}-subnet-{zone}",
                 vpc_id=vpc.id,
@@ -351,29 +351,6 @@ class BurstFleet(pulumi.ComponentResource):
         security_group: aws.ec2.SecurityGroup,
         workload_secrets: aws.ssm.Parameter,
     ) -> aws.ec2.LaunchTemplate:
-        def rendered(facts: JoinFacts, secrets_version: int) -> str:
-            try:
-                return user_data(
-                    facts=facts,
-                    secrets_version=secrets_version,
-                    fleet=args.fleet,
-                    plan=args.plan,
-                    names=args.names,
-                    group_name=group_name,
-                    launch_hook=JOINING_HOOK,
-                    terminate_hook=LEAVING_HOOK,
-                    workload=args.workload,
-                    database=args.database,
-                )
-            except SettingsError as error:
-                raise pulumi.RunError(str(error)) from None
-
-        def fitting(facts: JoinFacts) -> JoinFacts:
-            # A preview does not know the version of what it would write, and without it would not
-            # come to measure the text.
-            rendered(facts, 0)
-            return facts
-
         image = self._image(args)
         return aws.ec2.LaunchTemplate(
             f"{name}-member",
@@ -407,8 +384,19 @@ class BurstFleet(pulumi.ComponentResource):
                     "security_groups": [security_group.id],
                 }
             ],
-            user_data=pulumi.Output.all(args.facts.apply(fitting), workload_secrets.version).apply(
-                lambda values: rendered(values[0], int(values[1]))
+            user_data=pulumi.Output.all(args.facts, workload_secrets.version).apply(
+                lambda values: user_data(
+                    facts=values[0],
+                    secrets_version=int(values[1]),
+                    fleet=args.fleet,
+                    plan=args.plan,
+                    names=args.names,
+                    group_name=group_name,
+                    launch_hook=JOINING_HOOK,
+                    terminate_hook=LEAVING_HOOK,
+                    workload=args.workload,
+                    database=args.database,
+                )
             ),
             tag_specifications=[
                 {"resource_type": kind, "tags": {**args.tags, "Name": name}}

@@ -42,6 +42,11 @@ def fleet_names(project: str, stack: str, fleet: str, generation: int) -> FleetN
     )
 
 
+def group_name(project: str, stack: str, fleet: str) -> str:
+    """Name a fleet's Auto Scaling Group, which its role and its members know by name."""
+    return f"{project}-{stack}-{fleet}"
+
+
 def mac_address(stack: str, node: str) -> str:
     """A stable address for a machine's network card, upper case as libvirt keeps it.
 

@@ -6,7 +6,9 @@ and passwords are fetched from SSM by the member. It refuses to know AWS resourc
 
 import ast
 import base64
+import functools
 import gzip
+import hashlib
 import io
 import json
 import tokenize
@@ -58,7 +60,6 @@ systemctl restart systemd-journald.service
 # Ubuntu's crash handler sets two of the following values itself, at every boot.
 systemctl mask --quiet --now apport.service
 sysctl --quiet --load /etc/sysctl.d/60-fortress.conf
-swapoff --all
 systemctl daemon-reload
 systemctl enable --now --no-block fortress-member.service
 """
@@ -90,6 +91,21 @@ class JoinFacts:
     hub_address: IPv4Address
     database_address: IPv4Address
     edge_addresses: tuple[IPv4Address, ...]
+
+
+# As long as any facts and version, and as hard to compress: so user-data that fits with them fits
+# with the true ones, which are known only in the middle of a run.
+LONG_FACTS = JoinFacts(
+    range=IPv4Network("213.145.168.128/25"),
+    mtu=8920,
+    keepalive_seconds=65535,
+    hub_endpoint="197.246.183.159:64937",
+    hub_public_key=base64.b64encode(hashlib.blake2b(digest_size=32).digest()).decode("ascii"),
+    hub_address=IPv4Address("213.145.169.206"),
+    database_address=IPv4Address("173.250.184.147"),
+    edge_addresses=(IPv4Address("158.209.176.235"),),
+)
+HIGH_VERSION = 2**31
 
 
 def join_facts(mesh: MeshPlan, *, hub_public_key: str) -> JoinFacts:
@@ -296,6 +312,7 @@ def pack(text: str) -> bytes:
     return gzip.compress(text.encode(), compresslevel=9, mtime=0)
 
 
+@functools.cache
 def without_explanations(source: str) -> str:
     """Leave comments, docstrings and empty lines out of a Python source: a third of user-data.
 

@@ -15,11 +15,14 @@ HAPROXY_SOCKET = "/run/haproxy/admin.sock"
 
 
 def handshake_ages(allowed_ips: str, latest_handshakes: str, now: float) -> dict[str, int]:
-    """Seconds since each peer's last handshake, by its mesh address; 0 means never to `wg`."""
-    times = dict(line.split() for line in latest_handshakes.splitlines())
+    """Seconds since each peer's last handshake, by its mesh address; 0 means never to `wg`.
+
+    Lines begin with the interface: the hub has two, and while its key rotates both are up.
+    """
+    times = dict(line.split()[1:] for line in latest_handshakes.splitlines())
     ages = {}
     for line in allowed_ips.splitlines():
-        key, ranges = line.split(maxsplit=1)
+        _, key, ranges = line.split(maxsplit=2)
         if times.get(key, "0") != "0":
             ages[ranges.split("/")[0]] = max(0, int(now) - int(times[key]))
     return ages
@@ -37,7 +40,7 @@ def servers(statistics: str) -> dict[str, dict[str, object]]:
 
 def _wg(what: str) -> str:
     return subprocess.run(
-        ["wg", "show", "wg0", what], capture_output=True, text=True, check=True, timeout=10
+        ["wg", "show", "all", what], capture_output=True, text=True, check=True, timeout=10
     ).stdout
 
 

@@ -1,6 +1,6 @@
 """Takes one instance of a fleet into the mesh at boot, watches over it, and takes it out again.
 
-The order of joining and leaving is here (DESIGN section 8, docs/claims.md); the parts are in
+The order of joining and leaving is here (docs/claims.md); the parts are in
 `claims`, `cloud`, `tunnel`, `metadata` and `system`. It refuses to hold anything that would be
 missed: what it writes about its slot is in memory only, and a reboot finds the slot in the table.
 """

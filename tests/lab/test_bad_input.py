@@ -133,6 +133,14 @@ def no_database(settings: dict[str, Any]) -> None:
     settings["core"]["nodes"][0]["roles"] = ["hub", "frontend", "edge"]
 
 
+def misspelt_region(settings: dict[str, Any]) -> None:
+    settings["fleets"]["frankfurt"]["region"] = "eu-centrl-1"
+
+
+def misspelt_instance_type(settings: dict[str, Any]) -> None:
+    settings["fleets"]["frankfurt"]["instance-types"] = ["t3.meduim"]
+
+
 BAD = {
     "a wrong type, an unknown key and a block that is too small": (
         several,
@@ -148,6 +156,14 @@ BAD = {
     ),
     "two hubs": (second_hub, [f"nodes {NODE}, oslo-dev-02 have the role hub; exactly one must"]),
     "no database": (no_database, ["no node has the role database; exactly one must"]),
+    "a region that AWS does not have": (
+        misspelt_region,
+        ["settings.fleets.frankfurt.region: 'eu-centrl-1' is in no list of AWS's"],
+    ),
+    "an instance type that AWS does not have": (
+        misspelt_instance_type,
+        ["settings.fleets.frankfurt.instance-types: 't3.meduim' is in no list of AWS's"],
+    ),
 }
 
 

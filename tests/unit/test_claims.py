@@ -186,4 +186,6 @@ def test_five_hundred_launches_with_a_tenth_dying_silently_leave_claims_equal_to
         slot = claim_slot(table, slots, instance, states_of=states_of, clock=lambda: NOW)
         assert slot not in living.values(), "a slot is held twice"
         living[instance] = slot
+        held = table.claims()
+        assert all(held[slot].instance == one for one, slot in living.items()), "a claim is lost"
     assert {claim.instance: slot for slot, claim in table.claims().items()} == living

@@ -185,9 +185,18 @@ def test_a_group_goes_before_the_instances_it_would_replace() -> None:
 
 
 def test_handshakes_are_told_by_mesh_address_and_those_that_never_were_are_left_out() -> None:
-    allowed = "keyA=\t10.100.0.64/32\nkeyB=\t10.100.0.65/32\nkeyC=\t(none)\n"
-    shakes = f"keyA=\t{NOW - 7}\nkeyB=\t0\nkeyC=\t0\n"
+    allowed = "wg0\tkeyA=\t10.100.0.64/32\nwg0\tkeyB=\t10.100.0.65/32\nwg0\tkeyC=\t(none)\n"
+    shakes = f"wg0\tkeyA=\t{NOW - 7}\nwg0\tkeyB=\t0\nwg0\tkeyC=\t0\n"
     assert node_report.handshake_ages(allowed, shakes, NOW + 0.5) == {"10.100.0.64": 7}
+
+
+def test_handshakes_of_both_keys_are_told_while_the_hubs_key_rotates() -> None:
+    allowed = "wg0\tkeyA=\t10.100.0.64/32\nwg1\tkeyB=\t10.100.0.96/32\n"
+    shakes = f"wg0\tkeyA=\t{NOW - 7}\nwg1\tkeyB=\t{NOW - 3}\n"
+    assert node_report.handshake_ages(allowed, shakes, NOW) == {
+        "10.100.0.64": 7,
+        "10.100.0.96": 3,
+    }
 
 
 def test_servers_are_those_of_the_fleets_backends_only() -> None:
@@ -233,7 +242,8 @@ def test_the_hub_gets_the_program_on_its_standard_input_and_runs_it_as_root(
     program(
         programs,
         "wg",
-        'if [ "$3" = allowed-ips ]; then echo "key= 10.100.0.64/32"; else echo "key= 1"; fi',
+        '[ "$2" = all ] || exit 1\n'
+        'if [ "$3" = allowed-ips ]; then echo "wg1 k= 10.100.0.64/32"; else echo "wg1 k= 1"; fi',
     )
     program(programs, "ssh", f'echo "$@" > {programs}/asked; for last; do :; done; eval "$last"')
     report = core.ask([HUB, replace(HUB, name="web", roles=frozenset({"frontend"}))])

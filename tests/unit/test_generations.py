@@ -1,10 +1,13 @@
 """Steps of key generations: what is refused before anything is touched, and with which remedy."""
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
+import pulumi
 import pytest
 
+import halves
 import settings
 from plan.generations import record, refuse_unsafe_steps
 from plan.mesh import MeshPlan
@@ -97,3 +100,44 @@ def test_another_hub_has_keys_of_its_own() -> None:
     before = as_the_engine_gives_it(plan(hub=1, fleet=1)) | {"hub": "oslo-old-01"}
     before["nodes"].pop("oslo-db-01")
     refuse_unsafe_steps(before, plan(fleet=1))
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, *answers: object) -> list[str]:
+    """The engine gives these answers, one after the other; returns what it was asked."""
+    asked: list[str] = []
+    left = list(answers)
+
+    def invoke(token: str, _: object) -> Any:
+        asked.append(token)
+        answer = left.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return SimpleNamespace(value=answer)
+
+    monkeypatch.setattr(pulumi.runtime, "invoke", invoke)
+    monkeypatch.setattr(halves, "READ_PAUSE_SECONDS", 0)
+    for name in ("organization", "project", "stack"):
+        monkeypatch.setattr(pulumi, f"get_{name}", lambda name=name: name)
+    return asked
+
+
+def test_a_state_that_the_engine_is_just_writing_is_read_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torn = Exception("invoke failed: failed to load checkpoint: EOF")
+    asked = answering(monkeypatch, torn, torn, {"outputs": {"generations": {"hub": "a"}}})
+    assert halves.own_outputs() == {"generations": {"hub": "a"}}
+    assert len(asked) == 3
+
+
+def test_a_state_that_stays_unreadable_and_any_other_failure_are_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torn = Exception("failed to load checkpoint: EOF")
+    answering(monkeypatch, *[torn] * 100)
+    with pytest.raises(Exception, match="failed to load checkpoint"):
+        halves.own_outputs()
+    asked = answering(monkeypatch, Exception("no permission"))
+    with pytest.raises(Exception, match="no permission"):
+        halves.own_outputs()
+    assert len(asked) == 1

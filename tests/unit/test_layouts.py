@@ -22,6 +22,7 @@ from tests.unit.recorder import (
     record_program,
 )
 from tests.unit.samples import SEED, sample_data
+from tests.unit.test_policies import allows
 
 CORE_STACK = "organization/fortress-and-fleet/prod-core"
 REGIONS = {"frankfurt": "eu-central-1", "london": "eu-west-2", "stockholm": "eu-north-1"}
@@ -43,6 +44,7 @@ def three_fleets() -> dict[str, Any]:
             "preference": preference,
         }
     data["fleets"]["london"].update({"instance-types": ["t3.medium", "t3a.medium"]})
+    data["fleets"]["london"].update({"min-size": 2, "max-size": 5})
     data["fleets"]["stockholm"].update({"spot-percent": 70, "generation": 1})
     return data
 
@@ -179,6 +181,11 @@ CONTRADICTIONS: list[tuple[str, Change, str]] = [
         lambda data: data["workload"].update({"health-port": 9091}),
         "workload.health-port 9091 is not the 8081 of",
     ),
+    (
+        "a region that AWS does not have",
+        lambda data: data["fleets"]["stockholm"].update({"region": "eu-nort-1"}),
+        "fleets.stockholm.region: 'eu-nort-1' is in no list .*alike: eu-north-1",
+    ),
 ]
 
 
@@ -187,7 +194,7 @@ CONTRADICTIONS: list[tuple[str, Change, str]] = [
     [row[1:] for row in CONTRADICTIONS],
     ids=[row[0] for row in CONTRADICTIONS],
 )
-def test_a_contradiction_between_both_stacks_is_told_before_any_resource(
+def test_what_the_core_or_aws_would_not_take_is_told_before_any_resource(
     core: Recorder, change: Change, message: str
 ) -> None:
     data = edge_data()
@@ -269,6 +276,36 @@ def test_every_fleets_members_are_told_of_their_own_fleet(edge: Recorder) -> Non
     assert {row["mesh"]["hub_endpoint"] for row in told.values()} == {"198.51.100.11:51820"}
 
 
+def test_a_role_may_what_its_own_fleets_members_ask_for_and_nothing_of_another_fleets(
+    edge: Recorder,
+) -> None:
+    assert {e.type for e in edge.registrations if e.type.startswith("aws:iam/")} == {
+        "aws:iam/role:Role",
+        "aws:iam/rolePolicy:RolePolicy",
+        "aws:iam/instanceProfile:InstanceProfile",
+    }, "a policy from elsewhere would not be judged here"
+    documents = {
+        entry.name.removesuffix("-member"): json.loads(entry.inputs["policy"])
+        for entry in edge.of_type("aws:iam/rolePolicy:RolePolicy")
+    }
+    for name in REGIONS:
+        told = member(edge, name)
+        place = f"{told['region']}:123456789012"
+        group = f"autoScalingGroup:any:autoScalingGroupName/{told['group']}"
+        for action, resource in (
+            ("dynamodb:Scan", f"dynamodb:{place}:table/{told['claim_table']}"),
+            ("dynamodb:PutItem", f"dynamodb:{place}:table/{told['claim_table']}"),
+            ("ssm:GetParameters", f"ssm:{place}:parameter{told['seed_parameter']}"),
+            ("ssm:GetParameters", f"ssm:{place}:parameter{told['workload_parameter']}"),
+            ("autoscaling:SetInstanceHealth", f"autoscaling:{place}:{group}"),
+            ("autoscaling:CompleteLifecycleAction", f"autoscaling:{place}:{group}"),
+        ):
+            may = {
+                role for role in REGIONS if allows(documents[role], action, f"arn:aws:{resource}")
+            }
+            assert may == {name}, f"{action} on {resource}"
+
+
 def test_every_fleet_is_in_its_own_region_and_network(edge: Recorder) -> None:
     providers = {
         entry.urn: plain(entry.inputs["region"]) for entry in edge.of_type("pulumi:providers:aws")
@@ -288,6 +325,14 @@ def test_every_fleet_is_in_its_own_region_and_network(edge: Recorder) -> None:
     assert sorted(images) == sorted(REGIONS.values())
     networks = {entry.inputs["cidrBlock"] for entry in edge.of_type("aws:ec2/vpc:Vpc")}
     assert networks == {"10.64.0.0/16", "10.65.0.0/16", "10.66.0.0/16"}
+
+
+def test_every_group_has_its_own_limits(edge: Recorder) -> None:
+    groups = {
+        entry.name.removesuffix("-group"): (entry.inputs["minSize"], entry.inputs["maxSize"])
+        for entry in edge.of_type("aws:autoscaling/group:Group")
+    }
+    assert groups == {"frankfurt": (1, 8), "london": (2, 5), "stockholm": (1, 8)}
 
 
 def test_several_instance_types_or_a_spot_share_make_a_mixed_group(edge: Recorder) -> None:

@@ -65,6 +65,7 @@ class Machine(System):
         self.has_wg0 = False
         self.jobs = ""
         self.is_healthy = True
+        self.reaches_hub = True
         self.reaches_database = True
         self.connections: list[int] = []
         self.on_wait: Callable[[float], None] = lambda now: None
@@ -110,7 +111,9 @@ class Machine(System):
             self.has_wg0 = True
         if line.startswith("ip link delete"):
             self.has_wg0 = False
-        return "HUB=\t1800000000\n" if argv[0] == "wg" else ""
+        if argv[0] == "wg":
+            return f"HUB=\t{1_800_000_000 if self.reaches_hub else 0}\n"
+        return ""
 
     def read(self, path: str) -> str | None:
         if path == "/proc/net/tcp":
@@ -288,6 +291,10 @@ def test_steps_are_repeated_until_they_succeed() -> None:
         ),
         (lambda w: setattr(w.cloud, "seed", "short"), "is not a fleet seed"),
         (lambda w: w.machine.failing.update({"wg show": 10**6}), "handshake: wg show failed"),
+        (
+            lambda w: setattr(w.machine, "reaches_hub", False),
+            "handshake: the hub 198.51.100.11:51820 does not answer: UDP is blocked",
+        ),
         (lambda w: setattr(w.machine, "reaches_database", False), "probe: 10.100.0.1:5432 does"),
         (lambda w: setattr(w.machine, "path_mtu", 100), "path MTU: no packet of 576 bytes"),
         (lambda w: w.machine.failing.update({"/install": 10**6}), "workload: /install failed"),
@@ -303,6 +310,7 @@ def test_what_can_not_join_in_time_says_why_gives_its_slot_back_and_is_replaced(
     assert f"CANNOT JOIN: {reason}" in capsys.readouterr().out.replace(
         "/fortress/prod/frankfurt/generation-0/seed ", ""
     )
+    assert world.status()["state"] == "failed"
     assert "report_unhealthy" in world.events
     assert "complete group joined ABANDON" in world.events
     assert CONFIGURATION not in world.machine.files
@@ -357,6 +365,8 @@ def test_a_member_that_is_told_to_leave_drains_then_stops_then_releases(
         "ip link delete dev wg0",
         f"release {SLOT}",
     )
+    if completes:
+        world.order(f"release {SLOT}", "complete group left CONTINUE")
     assert ("complete group left CONTINUE" in world.events) == completes
     # Nobody waits for the rest of a spot notice: what is off is replaced.
     assert (world.events[-1] == "systemctl poweroff") == (not completes)
@@ -411,17 +421,22 @@ def test_a_tunnel_that_stays_up_keeps_its_claim() -> None:
     assert f"release {SLOT}" not in world.events
 
 
-def test_leaving_goes_on_when_aws_does_not_answer() -> None:
+def test_leaving_goes_on_when_aws_does_not_answer_and_says_so(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     world = World()
     world.at(50, lambda: world.facts.update({"autoscaling/target-lifecycle-state": "Terminated"}))
     world.at(
         50,
         lambda: world.cloud.errors.update(
-            release=[FailureError("x")], complete=[FailureError("y")]
+            release=[FailureError("no release")], complete=[FailureError("no hook")]
         ),
     )
     world.member.live()
     assert world.status()["state"] == "left"
+    said = capsys.readouterr().out
+    assert "going on: no release\n" in said
+    assert "going on: no hook\n" in said
 
 
 def test_a_silent_metadata_service_stops_nobody() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,23 @@ def test_the_databases_volume_and_machine_are_protected(recorder: Recorder) -> N
     assert recorder.named("oslo-oslo-db-01-domain").protect
 
 
+def test_a_zones_subnet_stays_where_it_is_when_another_zone_is_added(ssh_private_key: str) -> None:
+    def subnets(*letters: str) -> dict[str, str]:
+        data = sample_data()
+        data["fleets"]["frankfurt"]["availability-zones"] = letters
+        recorder = record_program(data, ssh_private_key=ssh_private_key)
+        return {
+            entry.inputs["availabilityZone"]: entry.inputs["cidrBlock"]
+            for entry in recorder.of_type("aws:ec2/subnet:Subnet")
+        }
+
+    assert subnets("a", "c") == {
+        "eu-central-1a": "10.64.0.0/20",
+        "eu-central-1c": "10.64.32.0/20",
+    }
+    assert subnets("a", "c").items() <= subnets("a", "b", "c").items()
+
+
 def test_the_number_of_resources_does_not_depend_on_the_size_of_the_fleet(
     ssh_private_key: str,
 ) -> None:
@@ -159,11 +177,70 @@ def test_a_missing_secret_is_named_with_the_command_that_sets_it(
         record_program(sample_data(), ssh_private_key=ssh_private_key, without=secret)
 
 
+def refusal(data: dict[str, Any], ssh_private_key: str, *, before: Recorder | None = None) -> str:
+    """Why the program ends, which it must do before it declares anything."""
+    recorder = Recorder(earlier_outputs=before.stack_outputs if before else {})
+    with pytest.raises(pulumi.RunError) as raised:
+        record_program(data, ssh_private_key=ssh_private_key, recorder=recorder)
+    assert recorder.registrations == [], "what is declared is made, whatever comes after"
+    return str(raised.value)
+
+
 def test_a_wrong_setting_stops_the_program_before_any_resource(ssh_private_key: str) -> None:
     data = sample_data()
     data["mesh"] = {"prot": 51820}
-    with pytest.raises(pulumi.RunError, match=r"settings\.mesh\.prot: unknown setting"):
-        record_program(data, ssh_private_key=ssh_private_key)
+    assert "settings.mesh.prot: unknown setting" in refusal(data, ssh_private_key)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "wrong", "alike"),
+    [
+        ("region", "eu-centrl-1", "eu-centrl-1", "eu-central-1"),
+        ("instance-types", ["t3.large", "t3.meduim"], "t3.meduim", "t3.medium"),
+    ],
+)
+def test_a_name_that_aws_does_not_have_is_told_before_any_resource(
+    key: str, value: object, wrong: str, alike: str, ssh_private_key: str
+) -> None:
+    data = sample_data()
+    data["fleets"]["frankfurt"][key] = value
+    said = refusal(data, ssh_private_key)
+    assert said.startswith(f"settings.fleets.frankfurt.{key}: {wrong!r} is in no list of AWS's")
+    assert f"(alike: {alike}" in said
+
+
+def test_an_api_of_another_maker_may_have_names_of_its_own(ssh_private_key: str) -> None:
+    data = sample_data()
+    data["fleets"]["frankfurt"].update(
+        {
+            "region": "no-oslo-1",
+            "instance-types": ["b2.c4r8"],
+            "endpoint-url": "https://cloud.example.no",
+        }
+    )
+    assert record_program(data, ssh_private_key=ssh_private_key).stack_outputs["fleets"]
+
+
+def test_user_data_that_is_too_large_is_told_before_any_resource(
+    ssh_private_key: str, tmp_path: Path
+) -> None:
+    data = sample_data()
+    data["workload"]["directory"] = str(tmp_path)
+    for name in ("install", "start"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+    (tmp_path / "page.html").write_text("".join(f"{number * 7919:x}" for number in range(9000)))
+    assert "EC2 takes 16384. Largest: " in refusal(data, ssh_private_key)
+
+
+def test_a_workload_that_is_no_text_is_told_before_any_resource(
+    ssh_private_key: str, tmp_path: Path
+) -> None:
+    data = sample_data() | {"fleets": {}}
+    data["workload"]["directory"] = str(tmp_path)
+    for name in ("install", "start"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+    (tmp_path / "picture").write_bytes(b"\xff\xd8\xff")
+    assert "picture is not UTF-8 text" in refusal(data, ssh_private_key)
 
 
 PARAMETER = "aws:ssm/parameter:Parameter"
@@ -220,12 +297,29 @@ def test_members_may_read_the_seeds_that_are_accepted(ssh_private_key: str) -> N
         assert found == readable
 
 
+@pytest.mark.parametrize(
+    ("what", "whose"),
+    [
+        (lambda data: data["core"]["nodes"][0], "node oslo-db-01"),
+        (lambda data: data["core"]["nodes"][1], "node oslo-web-02"),
+        (lambda data: data["fleets"]["frankfurt"], "fleets.frankfurt"),
+    ],
+    ids=["hub", "core node", "fleet"],
+)
+@pytest.mark.parametrize("layout", ["single", "core"])
 def test_a_generation_that_goes_backwards_is_refused_before_any_resource(
+    what: Callable[[dict[str, Any]], dict[str, Any]],
+    whose: str,
+    layout: str,
     ssh_private_key: str,
 ) -> None:
-    before = at_generation(1, ssh_private_key)
-    with pytest.raises(pulumi.RunError, match=r"fleets\.frankfurt has generation 0"):
-        at_generation(0, ssh_private_key, before=before)
+    data = sample_data() | {"layout": layout}
+    what(data)["generation"] = 1
+    before = record_program(data, ssh_private_key=ssh_private_key)
+    what(data)["generation"] = 0
+    assert f"{whose} has generation 0, but this stack already runs 1" in refusal(
+        data, ssh_private_key, before=before
+    )
 
 
 def test_the_group_holds_every_member_until_it_serves(recorder: Recorder) -> None:
@@ -264,6 +358,22 @@ def reached(recorder: Recorder, urn: str) -> set[str]:
         todo = {to for one in todo for to in dependencies[one]} - found
         found |= todo
     return found
+
+
+def test_the_group_waits_for_a_leaving_member_longer_than_its_requests_may_last(
+    ssh_private_key: str,
+) -> None:
+    data = sample_data()
+    data["fleets"]["frankfurt"]["drain-seconds"] = 900
+    hook = record_program(data, ssh_private_key=ssh_private_key).named("frankfurt-leaving").inputs
+    assert hook["lifecycleTransition"] == "autoscaling:EC2_INSTANCE_TERMINATING"
+    assert hook["heartbeatTimeout"] > 900
+    assert hook["defaultResult"] == "CONTINUE", "a silent member would be kept"
+
+
+def test_a_member_that_powers_off_is_gone_for_good(recorder: Recorder) -> None:
+    (template,) = recorder.of_type("aws:ec2/launchTemplate:LaunchTemplate")
+    assert template.inputs["instanceInitiatedShutdownBehavior"] == "terminate"
 
 
 def refresh(ssh_private_key: str, **changes: object) -> dict[str, Any]:
@@ -322,6 +432,8 @@ def test_a_cold_fleet_follows_the_number_that_the_door_tells(ssh_private_key: st
         {"min-size": 0, "scaling": {"kind": "spill-pressure", "target-percent": 10}}
     )
     cold = record_program(data, ssh_private_key=ssh_private_key)
+    (group,) = cold.of_type("aws:autoscaling/group:Group")
+    assert group.inputs["minSize"] == 0
     (policy,) = cold.of_type("aws:autoscaling/policy:Policy")
     tracking = policy.inputs["targetTrackingConfiguration"]
     metric = tracking["customizedMetricSpecification"]
@@ -388,5 +500,4 @@ def test_a_function_name_that_aws_would_refuse_is_told_before_any_resource(
 ) -> None:
     data = sample_data()
     data["fleets"]["frankfurt"]["functions"] = {"a-job-with-a-rather-long-name-ok": JOB}
-    with pytest.raises(pulumi.RunError, match="66 characters, and AWS takes 64"):
-        record_program(data, ssh_private_key=ssh_private_key)
+    assert "66 characters, and AWS takes 64" in refusal(data, ssh_private_key)

@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 
 import settings
-from plan.derivation import encode, fleet_seed
+from plan.derivation import derive, encode, fleet_seed
 from plan.keys import slot_keys
 from plan.names import fleet_names
 from render.member import (
+    HIGH_VERSION,
     LIMIT_BYTES,
+    LONG_FACTS,
     SCRIPTS,
+    JoinFacts,
     join_facts,
     pack,
     user_data,
@@ -27,11 +30,11 @@ from settings import ROOT, Settings, SettingsError
 from tests.unit.samples import SEED, container_workload, mesh_of, sample, sample_data
 
 
-def rendered(of: Settings) -> str:
+def rendered(of: Settings, facts: JoinFacts | None = None, secrets_version: int = 1) -> str:
     mesh = mesh_of(of)
     plan = mesh.fleet("frankfurt")
     return user_data(
-        facts=join_facts(mesh, hub_public_key="HUBKEY="),
+        facts=facts or join_facts(mesh, hub_public_key="HUBKEY="),
         fleet=of.fleets["frankfurt"],
         plan=plan,
         names=fleet_names("fortress-and-fleet", "prod", "frankfurt", plan.generation),
@@ -40,7 +43,7 @@ def rendered(of: Settings) -> str:
         terminate_hook="left",
         workload=of.workload,
         database=of.database,
-        secrets_version=1,
+        secrets_version=secrets_version,
     )
 
 
@@ -125,6 +128,46 @@ def test_its_size_does_not_depend_on_the_number_of_slots() -> None:
     assert len(rendered(settings.validate(data))) < len(rendered(sample())) + 200
 
 
+def test_nothing_of_a_request_or_key_reaches_a_disk() -> None:
+    files = files_of(sample())
+    kernel = files["/etc/sysctl.d/60-fortress.conf"].splitlines()
+    assert {"kernel.core_pattern=|/bin/false", "fs.suid_dumpable=0"} <= set(kernel)
+    journal = files["/etc/systemd/journald.conf.d/60-fortress.conf"].splitlines()
+    assert {"Storage=volatile", "RuntimeMaxUse=32M", "ForwardToSyslog=no"} <= set(journal)
+    for name in ("member", "workload"):
+        unit = files[f"/etc/systemd/system/fortress-{name}.service"].splitlines()
+        assert "LimitCORE=0" in unit
+    commands = unpacked(rendered(sample()))["runcmd"]
+    assert ["systemctl", "restart", "systemd-journald.service"] in commands
+    assert ["sysctl", "--quiet", "--load", "/etc/sysctl.d/60-fortress.conf"] in commands
+
+
+def test_a_member_has_no_swap_after_a_reboot_either() -> None:
+    unit = files_of(sample())["/etc/systemd/system/fortress-member.service"].splitlines()
+    before = unit.index("ExecStartPre=/usr/sbin/swapoff --all")
+    assert before < unit.index("ExecStart=/usr/bin/python3 /usr/local/lib/fortress/node/member.py")
+
+
+def test_at_power_off_a_member_drains_before_workload_and_network_end() -> None:
+    data = sample_data()
+    data["fleets"]["frankfurt"]["drain-seconds"] = 900
+    unit = files_of(settings.validate(data))["/etc/systemd/system/fortress-member.service"]
+    lines = dict(line.split("=", 1) for line in unit.splitlines() if "=" in line)
+    # systemd stops units in the reverse of the order in which it starts them.
+    assert {
+        "network-online.target",
+        "fortress-workload.service",
+        "fortress-health.service",
+    } <= set(lines["After"].split())
+    assert int(lines["TimeoutStopSec"]) > 900
+    assert lines["KillMode"] == "mixed"
+
+
+def test_what_a_member_says_is_in_its_console_log() -> None:
+    unit = files_of(sample())["/etc/systemd/system/fortress-member.service"].splitlines()
+    assert {"StandardOutput=journal+console", "StandardError=journal+console"} <= set(unit)
+
+
 def test_output_of_the_workload_is_kept_only_when_asked_for() -> None:
     unit = "/etc/systemd/system/fortress-workload.service"
     assert "StandardOutput=null" in files_of(sample())[unit]
@@ -147,6 +190,21 @@ def test_a_container_gets_its_variables_by_name() -> None:
     assert not [path for path in files if path.startswith("/usr/local/lib/fortress/workload/")]
 
 
+@pytest.mark.parametrize("kind", ["script", "container"])
+def test_a_workload_never_gets_the_instances_role_even_as_root(kind: str) -> None:
+    data = sample_data()
+    if kind == "container":
+        data["workload"] = container_workload()
+    files = files_of(settings.validate(data))
+    unit = files["/etc/systemd/system/fortress-workload.service"].splitlines()
+    assert "IPAddressDeny=169.254.169.254 fd00:ec2::254" in unit
+    if kind == "container":
+        # The refusal holds for the unit's processes, so the container must be among them.
+        (start,) = [line for line in unit if line.startswith("ExecStart=")]
+        assert "--cgroups split" in start
+        assert "Delegate=yes" in unit
+
+
 def test_too_much_is_refused_with_the_size_and_what_is_large(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,6 +215,13 @@ def test_too_much_is_refused_with_the_size_and_what_is_large(
     data["workload"]["directory"] = str(tmp_path)
     with pytest.raises(SettingsError, match=r"fleet frankfurt has \d+ bytes .*page\.html \d+"):
         rendered(settings.validate(data))
+
+
+def test_what_fits_with_made_up_facts_fits_with_true_ones() -> None:
+    limit = len(rendered(sample(), LONG_FACTS, secrets_version=HIGH_VERSION))
+    for number in range(20):
+        facts = join_facts(mesh_of(sample()), hub_public_key=encode(derive(SEED, "hub", number)))
+        assert len(rendered(sample(), facts, secrets_version=10 * number)) < limit
 
 
 def test_nobody_can_log_in_and_only_the_edge_reaches_the_workload() -> None:
