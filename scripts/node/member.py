@@ -45,6 +45,7 @@ REPORT_SECONDS = 60.0
 
 ESTABLISHED = "01"
 SPOT_INTERRUPTION = "spot interruption"
+TERMINATED = "terminated by its group"
 
 Result = TypeVar("Result")
 
@@ -136,7 +137,9 @@ class Member:
         try:
             self.join()
         except JoinFailedError as failure:
-            self.give_up(str(failure))
+            if self.give_up(str(failure)) and self.watch() == TERMINATED:
+                # Its hook would keep the place of the next member for as long as draining may last.
+                self._let_go()
         except StopRequestedError:
             self.leave("shut down while joining", serving=False)
         else:
@@ -248,7 +251,7 @@ class Member:
         while not self._system.stop_requested(within=WATCH_SECONDS):
             try:
                 if self._metadata.read("autoscaling/target-lifecycle-state") == "Terminated":
-                    return "terminated by its group"
+                    return TERMINATED
                 if self._metadata.read("spot/instance-action") is not None:
                     return SPOT_INTERRUPTION
             except OSError as error:
@@ -276,16 +279,20 @@ class Member:
             self._system.write(DRAINING, f"{reason}\n")
             self._wait_for_requests()
         self._stop_serving(keep_claim=reason == "reboot")
-        if reason == "terminated by its group" and self._settings.terminate_hook is not None:
-            self._complete(self._settings.terminate_hook, "CONTINUE")
+        if reason == TERMINATED:
+            self._let_go()
         self._write_status("left", reason=reason)
         self.say(f"left: {reason}")
         if reason == SPOT_INTERRUPTION:
             # The group replaces it at once, instead of after what is left of the notice.
             self._try(lambda: self._system.run(["systemctl", "poweroff"]))
 
-    def give_up(self, reason: str) -> None:
-        """Say why, give the slot back and ask to be replaced; without AWS, power off."""
+    def give_up(self, reason: str) -> bool:
+        """Say why, give the slot back and ask to be replaced; without AWS, power off.
+
+        Returns:
+            Whether the group knows.
+        """
         self.say(f"CANNOT JOIN: {reason}")
         self._write_status("failed", reason=reason)
         self._stop_serving(keep_claim=False)
@@ -296,9 +303,14 @@ class Member:
             if self._system.monotonic() > end or self._system.stop_requested():
                 self.say("powering off, because a stopped instance is replaced too")
                 self._try(lambda: self._system.run(["systemctl", "poweroff"]))
-                return
+                return False
             self._system.sleep(RETRY_SECONDS)
         self.say("reported unhealthy: the group replaces this instance")
+        return True
+
+    def _let_go(self) -> None:
+        if self._settings.terminate_hook is not None:
+            self._complete(self._settings.terminate_hook, "CONTINUE")
 
     def _stop_serving(self, *, keep_claim: bool) -> None:
         for unit in ("fortress-workload.service", "fortress-health.service"):

@@ -146,6 +146,7 @@ class PretendedCloud:
         self.notes: list[str] = []
         self.errors: dict[str, list[Exception]] = {}
         self.seed = encode(fleet_seed(SEED, "frankfurt", 0))
+        self.when_reported: Callable[[], None] = lambda: None
 
     def _do(self, what: str, *facts: object) -> None:
         pending = self.errors.get(what, [])
@@ -170,6 +171,7 @@ class PretendedCloud:
 
     def report_unhealthy(self) -> None:
         self._do("report_unhealthy")
+        self.when_reported()
 
     def complete_lifecycle_action(self, group: str, hook: str, result: str) -> None:
         self._do("complete", group, hook, result)
@@ -183,6 +185,9 @@ class World:
         self.machine = Machine(self.events)
         self.cloud = PretendedCloud(self.events)
         self.facts: dict[str, str] = {}
+        self.cloud.when_reported = lambda: self.facts.update(
+            {"autoscaling/target-lifecycle-state": "Terminated"}
+        )
         self.member = Member(
             settings_of(**changes),
             self.machine,
@@ -311,7 +316,7 @@ def test_what_can_not_join_in_time_says_why_gives_its_slot_back_and_is_replaced(
         "/fortress/prod/frankfurt/generation-0/seed ", ""
     )
     assert world.status()["state"] == "failed"
-    assert "report_unhealthy" in world.events
+    world.order("report_unhealthy", "complete group left CONTINUE")
     assert "complete group joined ABANDON" in world.events
     assert CONFIGURATION not in world.machine.files
     assert (f"release {SLOT}" in world.events) == ("claim" in world.events)
