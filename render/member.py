@@ -277,6 +277,10 @@ def user_data(
         "users": [],
         "ssh_pwauth": False,
         "disable_root": True,
+        # So one host key is plenty; making an RSA one costs a small machine a second.
+        "ssh_genkeytypes": ["ed25519"],
+        "no_ssh_fingerprints": True,
+        "ssh": {"emit_keys_to_console": False},
         "write_files": [
             {
                 "path": file["path"],
