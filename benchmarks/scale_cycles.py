@@ -1,7 +1,7 @@
 """Lets a member come and another go, again and again, under load; shows what Oslo had to do.
 
 A cycle raises the group's desired capacity by one, waits until the new member serves, and lowers it
-again. Meanwhile requests pass through the door, enough of them slow ones to keep Oslo full, so that
+again; the next one begins while the leaving member still drains and powers off. Meanwhile requests pass through the door, enough of them slow ones to keep Oslo full, so that
 members carry the others. At the end the same two events are done once in the usual way: a peer and
 a server are taken out of the files on the hub and put back, each with `wg syncconf` and a reload.
 """
@@ -95,16 +95,16 @@ def main() -> None:
     before = _state(lab)
     since = int(lab.on(DATABASE_NODE, "date +%s")) + 1
     load = lab.load(seconds=options.cycles * LONGEST_CYCLE_SECONDS, held=OSLO_CONNECTIONS)
-    cycles: list[dict[str, Any]] = []
+    cycles = Cycles(lab, members)
     try:
         for number in range(options.cycles):
-            cycles.append(_cycle(lab, members))
-            row = cycles[-1]
-            print(
-                f"{number + 1:3} out {row['out_seconds']:.0f} s, in {row['in_seconds']:.0f} s",
-                flush=True,
-            )
+            seconds = cycles.run_one()
+            print(f"{number + 1:3} {seconds:.0f} s until the new member serves", flush=True)
+    except KeyboardInterrupt:
+        print(f"interrupted: going on with {len(cycles.out_seconds)} cycles", flush=True)
     finally:
+        lab.set_desired(members)
+        cycles.await_leaving()
         report = load.end()
     work = {
         node: {
@@ -119,7 +119,8 @@ def main() -> None:
     preview = lab.pulumi("preview", "--stack", STACK, "--expect-no-changes", check=False)
     claims = {claim["instance"] for claim in lab.claims().values()}
     result = {
-        "cycles": cycles,
+        "out_seconds": cycles.out_seconds,
+        "in_seconds": cycles.in_seconds,
         "load": report,
         "oslo_unchanged": unchanged,
         "preview_without_changes": preview.returncode == 0,
@@ -129,7 +130,7 @@ def main() -> None:
     }
     failed = len(report["failed"])
     title = (
-        f"{len(cycles)} scale cycles: {failed} of {report['requests']} requests failed, "
+        f"{len(cycles.out_seconds)} scale cycles: {failed} of {report['requests']} requests failed, "
         f"{report['by_site'].get(FLEET, 0)} answered by members"
     )
     print(title)
@@ -145,18 +146,49 @@ def _state(lab: Lab) -> dict[str, str]:
     }
 
 
-def _cycle(lab: Lab, members: int) -> dict[str, float]:
-    """One member more, then one less; asked of AWS only, so that nothing of it is work in Oslo."""
-    began = time.monotonic()
-    lab.set_desired(members + 1)
-    await_condition("the new member to serve", lambda: len(lab.in_service()) == members + 1)
-    serving = time.monotonic()
-    lab.set_desired(members)
-    await_condition("a member to have left", lambda: len(lab.group()["Instances"]) == members)
-    return {
-        "out_seconds": round(serving - began, 1),
-        "in_seconds": round(time.monotonic() - serving, 1),
-    }
+class Cycles:
+    """Scale-outs and scale-ins of the fleet; asks AWS only, so that none of it is work in Oslo.
+
+    Attributes:
+        out_seconds: from asking for one more until it serves.
+        in_seconds: from asking for one less until its machine is gone.
+    """
+
+    def __init__(self, lab: Lab, members: int) -> None:
+        self._lab = lab
+        self._members = members
+        self._leaving: dict[str, float] = {}
+        self.out_seconds: list[float] = []
+        self.in_seconds: list[float] = []
+
+    def run_one(self) -> float:
+        """One member more, then one less; returns the seconds of the first."""
+        began = time.monotonic()
+        self._lab.set_desired(self._members + 1)
+        await_condition(
+            "the new member to serve", lambda: len(self._serving()) == self._members + 1
+        )
+        before = self._serving()
+        self.out_seconds.append(round(time.monotonic() - began, 1))
+        began = time.monotonic()
+        self._lab.set_desired(self._members)
+        await_condition("one to be told", lambda: len(self._serving()) == self._members)
+        self._leaving |= dict.fromkeys(before - self._serving(), began)
+        return self.out_seconds[-1]
+
+    def await_leaving(self) -> None:
+        """Wait until nobody is on the way out."""
+        await_condition(
+            "those that leave to be gone", lambda: self._serving() and not self._leaving
+        )
+
+    def _serving(self) -> set[str]:
+        instances = {
+            row["InstanceId"]: row["LifecycleState"] for row in self._lab.group()["Instances"]
+        }
+        for gone in self._leaving.keys() - instances.keys():
+            self.in_seconds.append(round(time.monotonic() - self._leaving.pop(gone), 1))
+        return {name for name, state in instances.items() if state == "InService"}
 
 
 def _usual_way(lab: Lab) -> list[dict[str, float]]:
@@ -174,19 +206,20 @@ def _plot(result: dict[str, Any], title: str) -> Figure:
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     figure.suptitle(title, fontsize=10)
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
-    cycles = range(1, len(result["cycles"]) + 1)
     for key, label in (
         ("out_seconds", "one more: until it serves"),
         ("in_seconds", "one less: until it is gone"),
     ):
-        seconds = [row[key] for row in result["cycles"]]
+        seconds = result[key]
         median = statistics.median(seconds)
-        left.plot(cycles, seconds, ".-", label=f"{label} (median {median:.0f} s)")
+        left.plot(
+            range(1, len(seconds) + 1), seconds, ".-", label=f"{label} (median {median:.0f} s)"
+        )
     left.set_xlabel("cycle")
     left.set_ylabel("seconds")
     left.set_ylim(bottom=0)
     left.legend(fontsize=8)
-    events = 2 * len(result["cycles"])
+    events = len(result["out_seconds"]) + len(result["in_seconds"])
     work = result["oslo_work"].values()
     usual = result["usual_way"]
     rows = {
