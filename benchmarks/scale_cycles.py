@@ -1,9 +1,10 @@
 """Lets a member come and another go, again and again, under load; shows what Oslo had to do.
 
 A cycle raises the group's desired capacity by one, waits until the new member serves, and lowers it
-again; the next one begins while the leaving member still drains and powers off. Meanwhile requests pass through the door, enough of them slow ones to keep Oslo full, so that
-members carry the others. At the end the same two events are done once in the usual way: a peer and
-a server are taken out of the files on the hub and put back, each with `wg syncconf` and a reload.
+again; the next one begins while the leaving member still drains and powers off. Meanwhile requests
+pass through the door, enough of them slow ones to keep Oslo full, so that members carry the others.
+At the end the same two events are done once in the usual way: a peer and a server are taken out of
+the files on the hub and put back, each with `wg syncconf` and a reload.
 """
 
 import argparse
@@ -130,8 +131,8 @@ def main() -> None:
     }
     failed = len(report["failed"])
     title = (
-        f"{len(cycles.out_seconds)} scale cycles: {failed} of {report['requests']} requests failed, "
-        f"{report['by_site'].get(FLEET, 0)} answered by members"
+        f"{len(cycles.out_seconds)} scale cycles: {failed} of {report['requests']} requests "
+        f"failed, {report['by_site'].get(FLEET, 0)} answered by members"
     )
     print(title)
     print(f"Oslo's work: {work}; files and processes unchanged: {unchanged}")
