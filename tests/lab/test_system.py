@@ -21,7 +21,6 @@ from lab.driving import (
     EXISTING_NODE,
     GROUP,
     OSLO_CONNECTIONS,
-    OSLO_STATE,
     Lab,
     await_condition,
 )
@@ -163,28 +162,6 @@ def launch_template(lab: Lab) -> str:
     templates = lab.aws("ec2", "describe_launch_templates")["LaunchTemplates"]
     (template,) = [t for t in templates if t["LaunchTemplateName"].startswith("frankfurt")]
     return str(template["LaunchTemplateId"])
-
-
-def test_a_new_member_serves_and_nobody_in_oslo_notices(lab: Lab) -> None:
-    before = lab.on(DATABASE_NODE, OSLO_STATE)
-    members = set(lab.members())
-    lab.set_desired(len(members) + 1)
-    await_condition("another member to be up", lambda: len(lab.members()) == len(members) + 1)
-    assert lab.on(DATABASE_NODE, OSLO_STATE) == before
-    lab.pulumi("preview", "--stack", "lab", "--expect-no-changes")
-
-
-def test_a_member_that_leaves_costs_no_request(lab: Lab) -> None:
-    members = lab.members()
-    assert len(members) >= 2
-    load = lab.load(seconds=60, held=0, per_second=8)
-    lab.set_desired(len(members) - 1)
-    await_condition(
-        "the door to see one member less", lambda: len(lab.members()) < len(members), 120
-    )
-    report = load.complete()
-    assert report["failed"] == []
-    assert report["requests"] > 100
 
 
 def test_a_member_that_dies_silently_is_out_within_seconds_and_costs_nothing_after(
