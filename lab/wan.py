@@ -71,7 +71,9 @@ def start(
     # cut.
     tun = (
         f"ip tuntap add {DEVICE} mode tun 2>/dev/null || true; "
-        f"ip link set {DEVICE} up txqueuelen 5000"
+        f"ip link set {DEVICE} up txqueuelen 5000; "
+        # The API's answers to Oslo come back by the device with an address of this host as source.
+        f"echo 1 > /proc/sys/net/ipv4/conf/{DEVICE}/accept_local"
     )
     namespace.run(["sh", "-ec", tun])
     # What comes out of the device is past the distance and must not enter it again.
