@@ -239,19 +239,31 @@ def _realise(interface: str, path: str, address: str, peer_count: int) -> Action
     return action
 
 
-def _route(content: dict[str, Any]) -> bool:
-    """Bring the interface's static routes to their wanted state; say whether any changed.
+def _routes(content: dict[str, Any]) -> tuple[list[str], list[str]]:
+    name = content["interface"]
+    shown = run(["ip", "-json", "route", "show", "dev", name, "proto", "static"])
+    return route_changes(shown, content["routes"])
+
+
+def _add_routes(content: dict[str, Any]) -> bool:
+    """Add the interface's missing static routes; say whether there were any.
 
     `replace` moves a route that another interface has in one step.
     """
     name, source = content["interface"], content["address"].partition("/")[0]
-    shown = run(["ip", "-json", "route", "show", "dev", name, "proto", "static"])
-    missing, surplus = route_changes(shown, content["routes"])
+    missing, _ = _routes(content)
     for route in missing:
         run(["ip", "route", "replace", route, "dev", name, "proto", "static", "src", source])
+    return bool(missing)
+
+
+def _drop_routes(content: dict[str, Any]) -> bool:
+    """Delete the interface's static routes that are not wanted any more."""
+    name = content["interface"]
+    _, surplus = _routes(content)
     for route in surplus:
         run(["ip", "route", "delete", route, "dev", name, "proto", "static"])
-    return bool(missing or surplus)
+    return bool(surplus)
 
 
 def _refuse_foreign(path: str) -> None:
@@ -295,7 +307,7 @@ def _bring(content: dict[str, Any]) -> list[str]:
             "peer would answer it. The old configuration was put back. Run `pulumi up` again"
         )
         raise HostError(msg)
-    if _route(content):
+    if _add_routes(content):
         changed.append(f"{interface} routes")
     return changed
 
@@ -350,6 +362,10 @@ def apply(content: dict[str, Any]) -> None:
     for retired in content["retired"]:
         if _retire(retired["interface"], retired["path"]):
             changed.append(f"{retired['interface']} removed")
+    for wanted in content["interfaces"]:
+        # Not before: both interfaces have a route to the whole mesh, and the older one's is taken.
+        if _drop_routes(wanted):
+            changed.append(f"{wanted['interface']} routes")
     if content["hub"] is not None:
         _await_handshake(content["interfaces"][0]["interface"], content["hub"])
     report(changed)

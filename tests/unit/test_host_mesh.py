@@ -131,6 +131,7 @@ class Machine:
         self.strip_says: str | None = None
         self.public_key = ""
         self.live = live_hub()
+        self.routes = "[]"
         monkeypatch.setattr(mesh, "run", self.run)
         monkeypatch.setattr(mesh, "succeeds", lambda _: True)
         monkeypatch.setattr(mesh, "unit_is_active", lambda _: True)
@@ -148,7 +149,7 @@ class Machine:
         if argv[:2] == ["wg", "show"]:
             return self.public_key
         if argv[:3] == ["ip", "-json", "route"]:
-            return "[]"
+            return self.routes
         if argv[:2] == ["ip", "-json"]:
             return '[{"addr_info": [{"family": "inet", "local": "10.100.0.1", "prefixlen": 24}]}]'
         self.touched.append(argv)
@@ -269,6 +270,22 @@ def test_routes_are_compared_as_ip_shows_them() -> None:
     missing, surplus = route_changes(shown, ["10.100.0.2/32", "10.100.0.64/27", "10.100.0.96/27"])
     assert (missing, surplus) == (["10.100.0.96/27"], ["10.100.0.9/32"])
     assert route_changes("", []) == ([], []), "ip says nothing at all when there is no route"
+
+
+def test_routes_that_are_not_wanted_any_more_outlast_the_interface_that_goes(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = content_for(machine)
+    machine.routes = '[{"dst": "10.100.0.2"}]'
+
+    def retire(interface: str, path: str) -> bool:
+        machine.touched.append([interface, "ends"])
+        return True
+
+    monkeypatch.setattr(mesh, "_retire", retire)
+    mesh.apply({**content, "retired": [{"interface": "wg1", "path": "/wg1.conf"}]})
+    delete = "ip route delete 10.100.0.2/32 dev wg0 proto static"
+    assert [" ".join(argv) for argv in machine.touched] == ["wg1 ends", delete]
 
 
 def test_a_route_that_another_interface_has_is_moved_in_one_step(machine: Machine) -> None:
