@@ -208,9 +208,9 @@ def test_what_a_member_is_born_with_names_no_processor(ssh_private_key: str) -> 
 
 def test_the_crash_handler_is_silenced_before_the_kernels_values_are_set() -> None:
     commands = START.splitlines()
-    masked = commands.index("systemctl stop --quiet apport.service 2>/dev/null")
+    stopped = commands.index("systemctl stop --quiet apport.service 2>/dev/null")
     (values,) = [place for place, line in enumerate(commands) if line.startswith("sysctl ")]
-    assert commands.index("systemctl mask --quiet --no-reload apport.service") < masked < values
+    assert commands.index("systemctl mask --quiet --no-reload apport.service") < stopped < values
 
 
 def test_a_member_starts_once_all_its_files_are_there(ssh_private_key: str) -> None:
