@@ -64,6 +64,8 @@ systemctl mask --quiet --no-reload apport.service
 systemctl stop --quiet apport.service 2>/dev/null
 sysctl --quiet --load /etc/sysctl.d/60-fortress.conf
 systemctl enable --quiet --no-reload fortress-member.service
+# cloud-init does this once in a machine's life: a crash from here on must find it on disk.
+sync
 systemctl start --no-block fortress-member.service
 """
 # cloud-init runs commands of its own (runcmd) in its last stage, after everything that it does for
