@@ -40,7 +40,9 @@ plug() {
 def start(machines: Machines, namespace: Namespace) -> None:
     """Boot the machine and watch over its cable; nothing happens when it runs."""
     machines.start(
-        Machine(name=NAME, mac=_MAC, cable=_CABLE, seed_iso=_seed(paths.LAB / "seed" / NAME))
+        Machine(
+            name=NAME, mac=_MAC, cable=_CABLE, vcpu=1, seed_iso=_seed(paths.LAB / "seed" / NAME)
+        )
     )
     namespace.start_daemon(
         "cable", ["sh", "-c", _PLUG_IN, "cable", _BRIDGE, _CABLE], log=paths.LOG / "cable.log"
