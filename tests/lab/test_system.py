@@ -57,6 +57,8 @@ def test_the_table_of_up_names_every_node_and_both_answers(lab: Lab) -> None:
     text = lab.command("status").stdout
     for part in (DATABASE_NODE, EXISTING_NODE, "10.100.0.1", "frankfurt", "stand-in", DOOR):
         assert part in text, f"{part} is missing in:\n{text}"
+    sites = dict(re.findall(r'^from (Oslo|fleet): +.*"site": "(\w+)"', text, re.MULTILINE))
+    assert sites == {"Oslo": "oslo", "fleet": "frankfurt"}
 
 
 def test_oslo_answers_first_with_a_row_read_over_the_mesh(lab: Lab) -> None:
