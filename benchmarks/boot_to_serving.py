@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from benchmarks import measuring
 from lab import paths
 from lab.driving import DATABASE_NODE, GROUP, Lab, await_condition
-from lab.errors import LabError
+from lab.namespace import wait_until
 
 AIM: Final = 1.15
 EMPTY: Final = "benchmark-empty"
@@ -42,10 +42,7 @@ def main() -> None:
 
     measuring.lab_namespace()
     lab = Lab()
-    members = len(lab.in_service())
-    if not members:
-        message = "no member serves: wait for one, as scripts/lab status shows."
-        raise LabError(message)
+    members = lab.serving_count()
     template = _empty_group(lab)
     runs: list[dict[str, Any]] = []
     try:
@@ -173,12 +170,7 @@ def _said(console: str, text: bytes) -> float:
 
 
 def _await(what: str, condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + LIMIT_SECONDS
-    while not condition():
-        if time.monotonic() > end:
-            message = f"waited {LIMIT_SECONDS} s in vain for {what}"
-            raise LabError(message)
-        time.sleep(0.1)
+    wait_until(condition, LIMIT_SECONDS, what, interval_seconds=0.1)
 
 
 def _plot(runs: list[dict[str, Any]], ratio: float) -> Figure:

@@ -25,7 +25,6 @@ from lab.driving import (
     Lab,
     await_condition,
 )
-from lab.errors import LabError
 from lab.stack import STACK
 
 LONGEST_CYCLE_SECONDS: Final = 140
@@ -89,10 +88,7 @@ def main() -> None:
 
     measuring.lab_namespace()
     lab = Lab()
-    members = len(lab.in_service())
-    if not members:
-        message = "no member serves: wait for one, as scripts/lab status shows."
-        raise LabError(message)
+    members = lab.serving_count()
     # First, because a run that is interrupted ends with what it has measured of the cycles.
     usual = _usual_way(lab)
     before = _state(lab)

@@ -7,7 +7,6 @@ import json
 import re
 import shlex
 import subprocess
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import yaml
 
 from lab import paths
 from lab.errors import LabError
+from lab.namespace import wait_until
 from lab.stack import AWS_ENDPOINT, STACK
 from settings import PROJECT
 
@@ -137,6 +137,18 @@ class Lab:
             if row["LifecycleState"] == "InService"
         )
 
+    def serving_count(self) -> int:
+        """How many members serve.
+
+        Raises:
+            LabError: none does, so nothing could be measured.
+        """
+        count = len(self.in_service())
+        if not count:
+            message = "no member serves: wait for one, as scripts/lab status shows."
+            raise LabError(message)
+        return count
+
     def set_desired(self, count: int) -> None:
         """Ask the group for a number of members."""
         self.aws(
@@ -239,12 +251,7 @@ def await_condition(what: str, check: Callable[[], object], seconds: float = BOO
     Raises:
         LabError: it did not within `seconds`.
     """
-    end = time.monotonic() + seconds
-    while not check():
-        if time.monotonic() > end:
-            message = f"waited {seconds:.0f} s in vain: {what}"
-            raise LabError(message)
-        time.sleep(2)
+    wait_until(lambda: bool(check()), seconds, what, interval_seconds=2)
 
 
 def _reasons(text: str) -> str:
