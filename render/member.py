@@ -11,6 +11,8 @@ import gzip
 import hashlib
 import io
 import json
+import lzma
+import tarfile
 import tokenize
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
@@ -34,7 +36,6 @@ LIMIT_BYTES = 16384
 SETTINGS_PATH = "/etc/fortress/member.json"
 FIREWALL_PATH = "/etc/fortress/nftables/member.nft"
 ENVIRONMENT_PATH = "/run/fortress/workload.env"
-START_PATH = "/usr/local/lib/fortress/start"
 SCRIPTS = ("member", "claims", "cloud", "tunnel", "metadata", "system", "health")
 # Besides draining: unit stops, the tunnel, two requests to AWS with their retries.
 STOP_MARGIN_SECONDS = 90
@@ -55,24 +56,28 @@ HARDENING = {
     ),
 }
 
+# Once in a machine's life; a first boot that was cut short does it again.
+#
 # systemd finds a unit that it never loaded by itself. Each of the reloads that are left out here
 # would read all units again and run all generators, in the busiest moment of the boot.
 START = """\
-systemctl restart systemd-journald.service
+set -e
+echo {archive} | base64 --decode | python3 -c '{unpack}'
+# The member's unit waits for it.
+systemctl restart --no-block systemd-journald.service
 # Ubuntu's crash handler sets two of the following values itself, at every boot.
 systemctl mask --quiet --no-reload apport.service
-systemctl stop --quiet apport.service 2>/dev/null
+systemctl stop --quiet apport.service 2>/dev/null || true
 sysctl --quiet --load /etc/sysctl.d/60-fortress.conf
 systemctl enable --quiet --no-reload fortress-member.service
-# cloud-init does this once in a machine's life: a crash from here on must find it on disk.
+# A crash from here on must find all of this on disk.
 sync
 systemctl start --no-block fortress-member.service
 """
-# cloud-init runs commands of its own (runcmd) in its last stage, after everything that it does for
-# people who log in. This one is told to systemd before files are written, and waits for them.
-START_EARLY = f"until [ -e {START_PATH} ]; do sleep 0.1; done; . {START_PATH}"
-# Where that did not come about, the last stage does it.
-START_AT_LAST = f"systemctl is-enabled --quiet fortress-member.service || . {START_PATH}"
+# An image may lack xz, not Python: cloud-init is written in it.
+UNPACK = """\
+import sys, tarfile
+tarfile.open(fileobj=sys.stdin.buffer, mode="r|xz").extractall("/", filter="data")"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,8 +238,6 @@ def member_files(
             ),
         },
         *workload_files(workload),
-        # The last one: when it is there, all are.
-        {"path": START_PATH, "content": START},
     ]
 
 
@@ -286,26 +289,15 @@ def user_data(
         "ssh_genkeytypes": ["ed25519"],
         "no_ssh_fingerprints": True,
         "ssh": {"emit_keys_to_console": False},
-        "write_files": [
-            {
-                "path": file["path"],
-                "content": file["content"],
-                "permissions": file.get("mode", "0644"),
-            }
-            for file in files
-        ],
-        "bootcmd": [
-            [
-                *("cloud-init-per", "instance", "fortress-start"),
-                *("systemd-run", "--quiet", "--no-block", "--collect", "--unit=fortress-start"),
-                *("sh", "-c", START_EARLY),
-            ]
-        ],
-        "runcmd": [["sh", "-c", START_AT_LAST]],
+        # Before anything else that cloud-init does. With `write_files` it would read all files as
+        # YAML, in each of its stages (docs/decisions/0011).
+        "bootcmd": [["cloud-init-per", "instance", "fortress-start", "sh", "-c", start(files)]],
     }
-    packed = pack("#cloud-config\n" + json.dumps(document))
+    packed = pack(("#cloud-config\n" + json.dumps(document)).encode())
     if len(packed) > LIMIT_BYTES:
-        sizes = sorted(((len(pack(file["content"])), file["path"]) for file in files), reverse=True)
+        sizes = sorted(
+            ((len(pack(file["content"].encode())), file["path"]) for file in files), reverse=True
+        )
         largest = ", ".join(f"{path} {size}" for size, path in sizes[:3])
         msg = (
             f"user-data of fleet {plan.name} has {len(packed)} bytes compressed; EC2 takes "
@@ -316,9 +308,28 @@ def user_data(
     return base64.b64encode(packed).decode("ascii")
 
 
-def pack(text: str) -> bytes:
-    """Compress without a date, so that equal text makes equal user-data; cloud-init unpacks it."""
-    return gzip.compress(text.encode(), compresslevel=9, mtime=0)
+def start(files: list[dict[str, str]]) -> str:
+    """The command that puts all files in place and starts the member.
+
+    Parameters:
+        files: with path, content and, where it is not 0644, mode.
+    """
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for file in files:
+            content = file["content"].encode()
+            member = tarfile.TarInfo(file["path"].removeprefix("/"))
+            member.size = len(content)
+            member.mode = int(file.get("mode", "0644"), 8)
+            archive.addfile(member, io.BytesIO(content))
+    # The text that is left of it is compressed once more: gzip twice would not fit.
+    compressed = lzma.compress(packed.getvalue(), preset=9 | lzma.PRESET_EXTREME)
+    return START.format(archive=base64.b64encode(compressed).decode("ascii"), unpack=UNPACK)
+
+
+def pack(content: bytes) -> bytes:
+    """Compress without a date, so that equal content makes equal user-data."""
+    return gzip.compress(content, compresslevel=9, mtime=0)
 
 
 @functools.cache

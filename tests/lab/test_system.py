@@ -4,8 +4,6 @@ The tests share one lab and build on each other's order: what destroys comes las
 lab in which the next can work.
 """
 
-import base64
-import gzip
 import json
 import re
 import subprocess
@@ -27,6 +25,7 @@ from lab.driving import (
 from plan.mesh import plan_mesh
 from render.workload import workload_content as content_of_workload
 from settings import PROJECT
+from tests import born
 
 
 @pytest.fixture
@@ -154,7 +153,7 @@ def test_planted_secrets_stand_in_no_plain_text(lab: Lab) -> None:
         Versions=["$Latest"],
     )
     data = versions["LaunchTemplateVersions"][0]["LaunchTemplateData"]["UserData"]
-    places["user-data"] = gzip.decompress(base64.b64decode(data)).decode()
+    places["user-data"] = "\n".join([str(born.document(data)), *born.files(data).values()])
     for place, text in places.items():
         for name, secret in planted.items():
             assert secret not in text, f"{name} stands in {place}"

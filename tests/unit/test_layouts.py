@@ -1,8 +1,6 @@
 """One system in one stack or in two: the halves are the same, and contradictions are told first."""
 
-import base64
 import copy
-import gzip
 import json
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +11,7 @@ import pytest
 import settings
 from plan.derivation import encode, fleet_seed, slot_private_key
 from settings import SettingsError
+from tests import born
 from tests.unit.recorder import (
     FAKE_PASSWORD,
     Recorder,
@@ -253,12 +252,8 @@ def member(recorder: Recorder, fleet: str) -> dict[str, Any]:
         for entry in recorder.of_type("aws:ec2/launchTemplate:LaunchTemplate")
         if entry.name == f"{fleet}-member"
     )
-    packed = base64.b64decode(template.inputs["userData"])
-    document = json.loads(gzip.decompress(packed).decode().removeprefix("#cloud-config\n"))
-    (text,) = [
-        file["content"] for file in document["write_files"] if file["path"].endswith("member.json")
-    ]
-    found: dict[str, Any] = json.loads(text)
+    files = born.files(template.inputs["userData"])
+    found: dict[str, Any] = json.loads(files["/etc/fortress/member.json"])
     return found
 
 

@@ -2,12 +2,11 @@
 
 import ast
 import base64
-import gzip
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,7 +19,6 @@ from render.member import (
     LIMIT_BYTES,
     LONG_FACTS,
     SCRIPTS,
-    START_PATH,
     JoinFacts,
     join_facts,
     pack,
@@ -28,6 +26,7 @@ from render.member import (
     without_explanations,
 )
 from settings import ROOT, Settings, SettingsError
+from tests import born
 from tests.unit.samples import SEED, container_workload, mesh_of, sample, sample_data
 
 
@@ -48,15 +47,8 @@ def rendered(of: Settings, facts: JoinFacts | None = None, secrets_version: int 
     )
 
 
-def unpacked(text: str) -> dict[str, Any]:
-    document = gzip.decompress(base64.b64decode(text, validate=True)).decode()
-    first, rest = document.split("\n", 1)
-    assert first == "#cloud-config"
-    return dict(json.loads(rest))
-
-
 def files_of(of: Settings) -> dict[str, str]:
-    return {file["path"]: file["content"] for file in unpacked(rendered(of))["write_files"]}
+    return born.files(rendered(of))
 
 
 def test_equal_settings_make_equal_user_data_below_the_limit() -> None:
@@ -104,7 +96,7 @@ def double(value: int) -> int:
 
 
 def test_no_secret_is_in_it() -> None:
-    text = gzip.decompress(base64.b64decode(rendered(sample()))).decode()
+    text = json.dumps([born.document(rendered(sample())), files_of(sample())])
     mesh = mesh_of(sample())
     secrets = [encode(SEED), encode(fleet_seed(SEED, "frankfurt", 0))]
     secrets += [keys.preshared_key for keys in slot_keys(SEED, mesh.slots).values()]
@@ -138,9 +130,45 @@ def test_nothing_of_a_request_or_key_reaches_a_disk() -> None:
     for name in ("member", "workload"):
         unit = files[f"/etc/systemd/system/fortress-{name}.service"].splitlines()
         assert "LimitCORE=0" in unit
-    commands = files[START_PATH].splitlines()
-    assert "systemctl restart systemd-journald.service" in commands
+    commands = born.command(rendered(sample())).splitlines()
+    assert "systemctl restart --no-block systemd-journald.service" in commands
+    member = files["/etc/systemd/system/fortress-member.service"].splitlines()
+    (waits_for,) = [line for line in member if "systemd-journald.service" in line]
+    assert waits_for.startswith("After=")
     assert "sysctl --quiet --load /etc/sysctl.d/60-fortress.conf" in commands
+
+
+def test_the_command_puts_every_file_in_place_with_its_mode_and_only_then_starts_the_member(
+    tmp_path: Path,
+) -> None:
+    data = sample_data()
+    command = born.command(rendered(settings.validate(data)))
+    unpacking = f'extractall("{tmp_path}/"'
+    script = command.replace('extractall("/"', unpacking).replace("systemctl", "echo systemctl")
+    assert unpacking in script
+    script = re.sub("^(sysctl|sync)", r"echo \1", script, flags=re.MULTILINE)
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    placed = {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert {f"/{path.relative_to(tmp_path)}": path.read_text() for path in placed} == files_of(
+        sample()
+    )
+    modes = {path.name: path.stat().st_mode & 0o777 for path in placed}
+    assert modes["member.py"] == 0o644
+    assert modes["start"] == modes["install"] == 0o755
+    assert done.stdout.splitlines()[-2:] == [
+        "sync",
+        "systemctl start --no-block fortress-member.service",
+    ]
+
+
+def test_a_member_whose_files_are_damaged_is_not_started() -> None:
+    command = born.command(rendered(sample()))
+    damaged = command.replace("systemctl", "echo systemctl").replace("/Td6W", "/Tdxx", 1)
+    assert damaged != command.replace("systemctl", "echo systemctl")
+    done = subprocess.run(["sh", "-c", damaged], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert done.stdout == ""
 
 
 def test_a_member_has_no_swap_after_a_reboot_either() -> None:
@@ -154,12 +182,20 @@ def test_at_power_off_a_member_drains_before_workload_and_network_end() -> None:
     data["fleets"]["frankfurt"]["drain-seconds"] = 900
     unit = files_of(settings.validate(data))["/etc/systemd/system/fortress-member.service"]
     lines = dict(line.split("=", 1) for line in unit.splitlines() if "=" in line)
+    after = {
+        name
+        for line in unit.splitlines()
+        if line.startswith("After=")
+        for name in line.removeprefix("After=").split()
+    }
     # systemd stops units in the reverse of the order in which it starts them.
     assert {
-        "network-online.target",
+        "network.target",
         "fortress-workload.service",
         "fortress-health.service",
-    } <= set(lines["After"].split())
+    } <= after
+    assert lines["DefaultDependencies"] == "no"
+    assert (lines["Conflicts"], lines["Before"]) == ("shutdown.target", "shutdown.target")
     assert int(lines["TimeoutStopSec"]) > 900
     assert lines["KillMode"] == "mixed"
 
@@ -226,7 +262,7 @@ def test_what_fits_with_made_up_facts_fits_with_true_ones() -> None:
 
 
 def test_nobody_can_log_in_and_only_the_edge_reaches_the_workload() -> None:
-    document = unpacked(rendered(sample()))
+    document = born.document(rendered(sample()))
     assert document["users"] == []
     rules = files_of(sample())["/etc/fortress/nftables/member.nft"]
     assert "elements = { 10.100.0.1 }" in rules
@@ -279,4 +315,4 @@ def test_systemd_accepts_the_units(tmp_path: Path, kind: str) -> None:
 
 
 def test_packing_has_no_date() -> None:
-    assert pack("text")[4:8] == b"\0\0\0\0"
+    assert pack(b"text")[4:8] == b"\0\0\0\0"
