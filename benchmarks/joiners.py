@@ -22,8 +22,8 @@ from matplotlib.ticker import NullLocator
 from benchmarks import measuring
 from benchmarks.pretended_aws import REGION, make_claim_table, pretended_aws
 from cloud import Cloud
+from lab.stepping import Actor, Fate
 from system import System
-from tests.unit.test_claims_interleaved import Actor, Fate
 
 LATENCY_MILLISECONDS: Final = (10.0, 30.0)
 """Bounds of one request's latency, drawn evenly. An assumption: no AWS was measured."""

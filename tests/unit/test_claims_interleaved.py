@@ -5,10 +5,8 @@ machine decides whose request goes next and what becomes of it: it is done, refu
 done, done with its answer lost, or its member dies before or after it.
 """
 
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from enum import StrEnum
 from typing import Any
 
 import boto3
@@ -26,6 +24,7 @@ from hypothesis.stateful import (
 from moto import mock_aws
 
 from claims import UNKNOWN_OWNER_SECONDS, ClaimTable, NoFreeSlotError, claim_slot
+from lab.stepping import Actor, Crashed, Fate, ThrottledError
 
 SLOTS = [f"frankfurt-0-{index:02d}" for index in range(3)]
 # AWS refuses requests dated further off (Signature Version 4: five minutes, with some services a
@@ -33,68 +32,6 @@ SLOTS = [f"frankfurt-0-{index:02d}" for index in range(3)]
 CLOCK_SKEW_SECONDS = 900
 # How long EC2 may not list a new instance; observed are seconds, this is far beyond.
 LISTING_SECONDS = 600
-
-
-class Fate(StrEnum):
-    """What becomes of one request."""
-
-    DONE = "done"
-    REFUSED = "refused"
-    ANSWER_LOST = "answer lost"
-    CRASH_BEFORE = "crash before"
-    CRASH_AFTER = "crash after"
-
-
-class ThrottledError(Exception):
-    """A request that failed; whether it was done is not known."""
-
-
-class Crashed(BaseException):
-    """The member's machine is gone, wherever its program was."""
-
-
-class Actor:
-    """One boot of one instance: the real protocol in a thread that waits before each request."""
-
-    def __init__(self, work: Callable[["Actor"], str | None]) -> None:
-        self._work = work
-        self._go = threading.Semaphore(0)
-        self._waiting = threading.Semaphore(0)
-        self._fate = Fate.DONE
-        self.is_finished = False
-        self.result: str | None = None
-        self.error: BaseException | None = None
-        threading.Thread(target=self._run, daemon=True).start()
-        self._waiting.acquire()
-
-    def _run(self) -> None:
-        try:
-            self.result = self._work(self)
-        except BaseException as error:
-            self.error = error
-        self.is_finished = True
-        self._waiting.release()
-
-    def request(self, call: Callable[[], Any]) -> Any:
-        """Called by the protocol's thread around each request to AWS."""
-        self._waiting.release()
-        self._go.acquire()
-        if self._fate is Fate.CRASH_BEFORE:
-            raise Crashed
-        if self._fate is Fate.REFUSED:
-            raise ThrottledError
-        answer = call()
-        if self._fate is Fate.CRASH_AFTER:
-            raise Crashed
-        if self._fate is Fate.ANSWER_LOST:
-            raise ThrottledError
-        return answer
-
-    def step(self, fate: Fate) -> None:
-        """Let the thread make its next request."""
-        self._fate = fate
-        self._go.release()
-        self._waiting.acquire()
 
 
 class SteppedTable(ClaimTable):
