@@ -8,7 +8,7 @@ root=$1
 version=$(basename "$root"/lib/modules/*)
 tree=$(mktemp -d)
 trap 'rm -rf "$tree"' EXIT
-mkdir -p "$tree/bin" "$tree/dev" "$tree/proc" "$tree/root" "$tree/modules"
+mkdir -p "$tree/bin" "$tree/dev" "$tree/proc" "$tree/system" "$tree/modules"
 cp "$root/bin/busybox" "$tree/bin/busybox"
 
 # In the order they load: each with what it needs before it, without repetitions.
@@ -35,10 +35,10 @@ until [ -b /dev/vda ] || [ "$tries" -ge 100 ]; do
     /bin/busybox usleep 100000
     tries=$((tries + 1))
 done
-/bin/busybox mount -t ext4 -o rw /dev/vda /root
+/bin/busybox mount -t ext4 -o rw /dev/vda /system
 /bin/busybox umount /proc
-/bin/busybox mount -o move /dev /root/dev
-exec /bin/busybox switch_root /root /sbin/init
+/bin/busybox mount -o move /dev /system/dev
+exec /bin/busybox switch_root /system /sbin/init
 INIT
 } >"$tree/init"
 chmod 755 "$tree/init"
