@@ -41,6 +41,8 @@ DOOR_NOTICES_SECONDS = 2.0
 # A surplus member waits this long for one that is leaving, then says so and goes.
 SURPLUS_SECONDS = 60.0
 RETRY_SECONDS = 2.0
+# Ten starts of this length stay below the unit's StartLimitIntervalSec, so that it powers off.
+METADATA_SECONDS = 30.0
 REPORT_SECONDS = 60.0
 
 ESTABLISHED = "01"
@@ -445,6 +447,25 @@ def prepare(system: System, settings: MemberSettings) -> None:
     importlib.invalidate_caches()
 
 
+def instance_id(system: System, metadata: Metadata) -> str:
+    """This machine's id, once its network is there: at a reboot both come up side by side.
+
+    Raises:
+        FailureError: when the metadata service has not said it for half a minute.
+    """
+    end = system.monotonic() + METADATA_SECONDS
+    while True:
+        try:
+            instance = metadata.read("instance-id")
+            reason = "the metadata service does not know this instance's id"
+        except OSError as error:
+            instance, reason = None, f"metadata: {error}"
+        if instance is not None:
+            return instance
+        if system.monotonic() >= end or system.stop_requested(within=0.2):
+            raise FailureError(reason)
+
+
 def main() -> int:
     """Live until the machine stops."""
     system = System()
@@ -458,10 +479,7 @@ def main() -> int:
     try:
         prepare(system, settings)
         metadata = Metadata()
-        instance = metadata.read("instance-id")
-        if instance is None:
-            message = "the metadata service does not know this instance's id"
-            raise FailureError(message)
+        instance = instance_id(system, metadata)
     except (FailureError, OSError) as error:
         # Without boto3 or an id nothing can be reported; systemd tries again, then powers off.
         print(f"CANNOT JOIN: {error}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from member import (
     Member,
     MemberSettings,
     established,
+    instance_id,
     prepare,
     required_packages,
 )
@@ -25,6 +27,7 @@ from plan.derivation import encode, fleet_seed
 from plan.keys import public_key, slot_keys
 from plan.names import fleet_names
 from render.member import join_facts, member_settings
+from settings import ROOT
 from system import FailureError, System
 from tests.unit.samples import SEED, mesh_of, sample
 from tunnel import CONFIGURATION, MeshSettings, configuration, fit_mtu
@@ -528,6 +531,31 @@ def test_the_mirror_is_asked_only_for_what_is_missing(
     if done:
         assert done[0].endswith(" update")
         assert done[1].endswith("--no-install-recommends python3-boto3 wireguard-tools")
+
+
+def metadata_after(seconds: float, machine: Machine) -> Metadata:
+    def answer(method: str, path: str, headers: dict[str, str]) -> tuple[int, str]:
+        if machine.now < seconds:
+            raise OSError(101, "Network is unreachable")
+        return 200, "token" if method == "PUT" else "i-0123456789abcdef0"
+
+    return Metadata(answer)
+
+
+def test_a_machine_whose_network_comes_after_the_program_waits_for_its_id() -> None:
+    machine = Machine([])
+    assert instance_id(machine, metadata_after(4, machine)) == "i-0123456789abcdef0"
+    assert 4 <= machine.now < 5
+
+
+def test_a_machine_that_is_never_told_its_id_says_so_early_enough_to_be_powered_off() -> None:
+    machine = Machine([])
+    with pytest.raises(FailureError, match="Network is unreachable"):
+        instance_id(machine, metadata_after(1e9, machine))
+    unit = (ROOT / "render/templates/fortress-member.service.j2").read_text()
+    limits = dict(re.findall(r"^(StartLimit\w+|RestartSec)=(\d+)$", unit, flags=re.MULTILINE))
+    one_start = machine.now + int(limits["RestartSec"])
+    assert int(limits["StartLimitBurst"]) * one_start < int(limits["StartLimitIntervalSec"])
 
 
 def test_the_tunnel_s_keys_are_those_the_hub_lists_for_the_slot(tmp_path: Path) -> None:
