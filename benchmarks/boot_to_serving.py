@@ -38,8 +38,8 @@ while members() < int(sys.argv[1]):
 """
 """One connection to the door's node, and one process on it, until the door has so many members.
 
-Programs started five times a second would take so much from the booting machine, on a host of two
-processors, that its kernel alone needs eight seconds more.
+Programs started five times a second slowed the booting machine on a host of two processors: it came
+to cloud-init after 36 s and not 28.
 """
 
 

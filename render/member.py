@@ -74,10 +74,12 @@ systemctl enable --quiet --no-reload fortress-member.service
 sync
 systemctl start --no-block fortress-member.service
 """
-# An image may lack xz, not Python: cloud-init is written in it.
+# An image may lack xz, not Python: cloud-init is written in it. Decompressed as a whole, because a
+# stream that ends early can look like an archive that ends.
 UNPACK = """\
-import sys, tarfile
-tarfile.open(fileobj=sys.stdin.buffer, mode="r|xz").extractall("/", filter="data")"""
+import io, lzma, sys, tarfile
+whole = io.BytesIO(lzma.decompress(sys.stdin.buffer.read()))
+tarfile.open(fileobj=whole).extractall("/", filter="data")"""
 
 
 @dataclass(frozen=True, kw_only=True)

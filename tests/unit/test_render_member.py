@@ -138,17 +138,20 @@ def test_nothing_of_a_request_or_key_reaches_a_disk() -> None:
     assert "sysctl --quiet --load /etc/sysctl.d/60-fortress.conf" in commands
 
 
+def run_command(command: str, root: Path) -> "subprocess.CompletedProcess[str]":
+    """Run a member's command with another root directory; what concerns the machine is printed."""
+    unpacking = f'extractall("{root}/"'
+    script = command.replace('extractall("/"', unpacking)
+    script = re.sub(r"^(systemctl|sysctl|sync)\b", r"echo \1", script, flags=re.MULTILINE)
+    assert unpacking in script
+    return subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
+
+
 def test_the_command_puts_every_file_in_place_with_its_mode_and_only_then_starts_the_member(
     tmp_path: Path,
 ) -> None:
-    data = sample_data()
-    command = born.command(rendered(settings.validate(data)))
-    unpacking = f'extractall("{tmp_path}/"'
-    script = command.replace('extractall("/"', unpacking).replace("systemctl", "echo systemctl")
-    assert unpacking in script
-    script = re.sub("^(sysctl|sync)", r"echo \1", script, flags=re.MULTILINE)
-    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
-    assert done.stderr == ""
+    done = run_command(born.command(rendered(sample())), tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
     placed = {path for path in tmp_path.rglob("*") if path.is_file()}
     assert {f"/{path.relative_to(tmp_path)}": path.read_text() for path in placed} == files_of(
         sample()
@@ -162,13 +165,22 @@ def test_the_command_puts_every_file_in_place_with_its_mode_and_only_then_starts
     ]
 
 
-def test_a_member_whose_files_are_damaged_is_not_started() -> None:
-    command = born.command(rendered(sample()))
-    damaged = command.replace("systemctl", "echo systemctl").replace("/Td6W", "/Tdxx", 1)
-    assert damaged != command.replace("systemctl", "echo systemctl")
-    done = subprocess.run(["sh", "-c", damaged], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.9])
+@pytest.mark.parametrize("damage", ["cut off", "one byte"])
+def test_a_member_whose_files_are_damaged_is_not_started(
+    tmp_path: Path, share: float, damage: str
+) -> None:
+    user_data = rendered(sample())
+    whole = born.archive(user_data)
+    place = int(share * len(whole))
+    damaged = bytearray(whole[:place] if damage == "cut off" else whole)
+    if damage == "one byte":
+        damaged[place] ^= 0x55
+    texts = [base64.b64encode(content).decode() for content in (whole, damaged)]
+    done = run_command(born.command(user_data).replace(*texts), tmp_path)
     assert done.returncode != 0
     assert done.stdout == ""
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_member_has_no_swap_after_a_reboot_either() -> None:
