@@ -176,8 +176,8 @@ def test_a_member_whose_files_are_damaged_is_not_started(
     damaged = bytearray(whole[:place] if damage == "cut off" else whole)
     if damage == "one byte":
         damaged[place] ^= 0x55
-    texts = [base64.b64encode(content).decode() for content in (whole, damaged)]
-    done = run_command(born.command(user_data).replace(*texts), tmp_path)
+    right, wrong = (base64.b64encode(content).decode() for content in (whole, damaged))
+    done = run_command(born.command(user_data).replace(right, wrong), tmp_path)
     assert done.returncode != 0
     assert done.stdout == ""
     assert not list(tmp_path.iterdir())
